@@ -1,0 +1,150 @@
+"""Source: one scan as it lies on disk, and what every reader needs to judge a file and to bring its voxels to physical units."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+# No scan this version can use is larger; a header that claims more is broken or hostile.
+MAX_VOXELS = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One scan as it lies on disk, known from headers alone.
+
+    Attributes:
+        files: the files that hold it, sorted by position for a series.
+        format: "dicom", "nifti", "nrrd", "metaimage", "png" or "jpeg".
+        modality: one of `image.MODALITIES`; "OT" when the file does not say.
+        channels: 1, or 3 for RGB.
+        dimensions: 2 for a projection or picture, 3 for slices of a volume (also a CT or MR series of one slice).
+        shape: (I, J, K): columns, rows, slices.
+        patient: what names the patient in the source, or None; private, never written to artifacts.
+        study: Study Instance UID (0020,000D), or None; private too.
+        notes: what is odd about it, in words, for example "uneven slice positions: 0, 5, 15 mm".
+    """
+
+    files: tuple[Path, ...]
+    format: str
+    modality: str
+    channels: int
+    dimensions: int
+    shape: tuple[int, int, int]
+    patient: str | None = None
+    study: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """One file that is not used, and why.
+
+    Attributes:
+        file: its path.
+        reason: one sentence without the path: what was expected, what was found (tag or syntax named), the way out.
+    """
+
+    file: Path
+    reason: str
+
+
+class FormatError(ValueError):
+    """A file that cannot be read; the message is a sentence like `Skipped.reason`."""
+
+
+@contextmanager
+def quiet() -> Iterator[list[str]]:
+    """Inside, libraries' warnings and log lines are collected in the list and shown to nobody."""
+    words: list[str] = []
+    loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel.global", "PIL")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield words
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
+            words.extend(dict.fromkeys(str(warning.message) for warning in caught))
+
+
+@contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Inside, what C libraries print to the process's stderr goes nowhere (ITK's readers print on broken files)."""
+    sys.stderr.flush()
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+def check_size(shape: tuple[int, ...], itemsize: float, available: int, expansion: float = 1.0) -> None:
+    """Refuse a header that claims more voxels than the file can hold, before any memory is taken.
+
+    Args:
+        shape: what the header claims.
+        itemsize: bytes a voxel (all channels).
+        available: bytes in the file.
+        expansion: the most that one stored byte can become (1 for uncompressed voxels, 1032 for deflate).
+
+    Raises:
+        FormatError: the claim is absurd, or the file is truncated.
+    """
+    voxels = 1
+    for size in shape:
+        voxels *= int(size)
+    if min(shape) < 1:
+        raise FormatError(f"expected at least one voxel along every axis, found shape {shape} in the header")
+    if voxels > MAX_VOXELS:
+        raise FormatError(f"expected at most 2^31 voxels, found shape {shape} in the header; the file is broken or must be cut into parts")
+    if voxels * itemsize > available * expansion:
+        raise FormatError(f"expected {voxels * itemsize:.0f} bytes of voxels for shape {shape}, found room for {available} in the file: it is truncated or its header is wrong; copy it again from its source")
+
+
+def rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    """stored * slope + intercept in the smallest dtype that is exact: integers stay integers, anything else is float32.
+
+    Slope 1 with intercept 0 keeps the stored dtype; whole numbers give int16 where the values fit, else int32 or int64.
+    """
+    if slope == 1 and intercept == 0:
+        return stored
+    if np.issubdtype(stored.dtype, np.integer) and float(slope).is_integer() and float(intercept).is_integer():
+        return narrowest(stored.astype(np.int64) * int(slope) + int(intercept))
+    return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
+
+
+def narrowest(values: np.ndarray) -> np.ndarray:
+    """Integers as int16 where all fit, else int32, else int64."""
+    low, high = int(values.min()), int(values.max())
+    for dtype in (np.int16, np.int32):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return values.astype(dtype, copy=False)
+    return values.astype(np.int64, copy=False)
+
+
+def require_finite(array: np.ndarray) -> None:
+    """Refuse voxels that are NaN or infinite.
+
+    Raises:
+        FormatError: with their count and the way out.
+    """
+    if not np.issubdtype(array.dtype, np.floating):
+        return
+    bad = array.size - int(np.count_nonzero(np.isfinite(array)))
+    if bad:
+        raise FormatError(f"expected finite voxels, found {bad} of {array.size} that are NaN or infinite: set them to the background value in the tool that wrote the file")

@@ -1,0 +1,111 @@
+"""Model folder: the trained generator and all that is needed to use it; this module alone reads and writes it.
+
+    model.safetensors   EMA generator (never the discriminator: it is the strongest membership attack)
+    config.json         network, grid, intensity map, geometry, labels, data fingerprint, recipe, version
+    README.md           the model card
+
+Loading runs no code: safetensors and JSON only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .intensity import IntensityMap
+from .networks import GENERATORS
+from .preprocess import Grid
+from .runtime import write_atomic, write_json
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """An opened model.
+
+    Attributes:
+        generator: float32, evaluation mode, on the CPU.
+        config: `config.json`.
+        hash: first 16 hex digits of SHA-256 over weights and configuration; names the model everywhere.
+    """
+
+    generator: nn.Module
+    config: dict[str, Any]
+    hash: str
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(**self.config["grid"])
+
+    @property
+    def intensity(self) -> IntensityMap:
+        return IntensityMap(**self.config["intensity"])
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.config["labels"])
+
+
+def save(folder: Path, generator: nn.Module, config: dict[str, Any]) -> Model:
+    """Write a model folder; `config.json` comes last and marks it complete.
+
+    Args:
+        folder: made if needed.
+        generator: its `state_dict` is stored in float32.
+        config: "network" {"name", "arguments"}, "grid", "intensity", "labels", "modality", "spacing" ... (JSON values).
+    """
+    state = {name: value.detach().cpu().float().contiguous() for name, value in generator.state_dict().items()}
+    (folder / "config.json").unlink(missing_ok=True)
+    write_atomic(folder / "model.safetensors", lambda partial: save_file(state, partial))
+    write_atomic(folder / "README.md", _card(config))
+    write_json(folder / "config.json", {"version": VERSION, **config})
+    return load(folder)
+
+
+def load(folder: Path | str) -> Model:
+    """Open a model folder.
+
+    Raises:
+        ValueError: no model there, another version, an unknown network, or weights that do not fit.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"expected a model in {folder}, found no config.json: make one with 'scansmith train DATASET RUN' (the model is RUN/model)")
+    text = (folder / "config.json").read_bytes()
+    config = json.loads(text)
+    if config.get("version") != VERSION:
+        raise ValueError(f"expected model version {VERSION} in {folder}, found {config.get('version')!r}: train it again with this release")
+    name = config["network"]["name"]
+    if name not in GENERATORS:
+        raise ValueError(f"expected a generator of {sorted(GENERATORS)} in {folder}, found {name!r}: it was made by another release")
+    generator = GENERATORS[name](**config["network"]["arguments"])
+    try:
+        generator.load_state_dict(load_file(folder / "model.safetensors"))
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"expected weights that fit config.json in {folder}, found: {error}") from error
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes() + text).hexdigest()[:16]
+    return Model(generator.eval().requires_grad_(False), config, digest)
+
+
+def _card(config: dict[str, Any]) -> str:
+    """The model card, Markdown."""
+    grid, recipe = Grid(**config["grid"]), config["recipe"]
+    labels = ", ".join(config["labels"]) or "none"
+    return f"""# scansmith model: synthetic {config["modality"]} images
+
+Makes images of {grid.box_height} x {grid.box_width} pixels, {config["channels"]} channel(s), in {config["intensity"]["units"]}. Labels: {labels}.
+
+- Generator `{config["network"]["name"]}`, trained with the recipe `{recipe["name"]}` on {recipe["train_images"]} images
+  ({recipe["images"]} seen, seed {recipe["seed"]}); data fingerprint `{config["data_hash"]}`.
+- Use: `scansmith synthesize MODEL OUT --count 100`. Loading runs no code (safetensors and JSON).
+- Every image is marked as synthetic in its file. Not for diagnosis. The model may reproduce features of its training
+  scans: read the evaluation that came with it before sharing it.
+"""

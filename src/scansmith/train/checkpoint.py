@@ -1,0 +1,111 @@
+"""Run folder: recipe.json, log.jsonl, samples/ and the checkpoint that lets a killed run end as if it had not been."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..runtime import write_atomic, write_json
+from .recipes import Recipe
+
+
+def save(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], state: dict[str, Any]) -> None:
+    """Write one file atomically: weights, averages, both optimisers' moments, and `state` (step, seconds) as JSON.
+
+    Random numbers need no entry: every draw is seeded by (seed, step); schedules are functions of the step.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        tensors |= {f"{name}.{key}": value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    for name, optimizer in optimizers.items():
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"{name}.{index}.{key}": value.detach().cpu().contiguous() for key, value in moments.items()}
+    write_atomic(path, lambda partial: save_file(tensors, partial, metadata={"state": json.dumps(state)}))
+
+
+def load(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any]:
+    """Read what `save` wrote into the given modules and optimisers; returns `state`."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a dict)
+        state: dict[str, Any] = json.loads(file.metadata()["state"])
+    for name, module in modules.items():
+        module.load_state_dict({key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")})
+    for name, optimizer in optimizers.items():
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith(f"{name}."):
+                _, index, moment = key.rsplit(".", 2)
+                moments.setdefault(int(index), {})[moment] = value
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return state
+
+
+def save_recipe(run: Path, recipe: Recipe, request: dict[str, Any], reasons: list[str]) -> None:
+    """`recipe.json`: the recipe flat, what was asked for, and why the probe chose what it chose."""
+    write_json(run / "recipe.json", {**asdict(recipe), "request": request, "reasons": reasons})
+
+
+def load_recipe(run: Path, request: dict[str, Any]) -> tuple[Recipe, list[str]] | None:
+    """The recipe of an earlier start in this folder, or None.
+
+    Raises:
+        ValueError: the folder holds a run that was asked for with other settings.
+    """
+    if not (run / "recipe.json").is_file():
+        return None
+    stored = json.loads((run / "recipe.json").read_text())
+    earlier, reasons = stored.pop("request"), stored.pop("reasons")
+    different = sorted(key for key in {*earlier, *request} if earlier.get(key) != request.get(key))
+    if different:
+        changes = ", ".join(f"{key} {earlier.get(key)!r} -> {request.get(key)!r}" for key in different)
+        raise ValueError(f"expected the settings that {run} was started with, found {changes}: choose another folder, or remove this one to start anew")
+    return Recipe(**stored), reasons
+
+
+class Log:
+    """log.jsonl, one object a line, and TensorBoard events beside it when tensorboardX is installed."""
+
+    def __init__(self, run: Path, images: int) -> None:
+        """Open for appending; rows beyond `images`, written after the checkpoint by a run that was killed, are dropped."""
+        run.mkdir(parents=True, exist_ok=True)
+        self.path = run / "log.jsonl"
+        rows = [row for row in read_log(self.path) if row["images"] <= images]
+        write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:  # a bare GPU host
+            self.events: Any = None
+        else:
+            self.events = SummaryWriter(str(run / "events"), purge_step=images + 1, write_to_disk=True)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row; numbers go to TensorBoard too, at the step row["images"]."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+        if self.events is not None:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "images":
+                    self.events.add_scalar(name, value, row["images"])
+
+    def close(self) -> None:
+        if self.events is not None:
+            self.events.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """All whole rows of a log.jsonl; a last line cut by a kill is left out."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,159 @@
+"""The probe: times real steps on this machine and settles precision, layout, threads, size and length of a run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..dataset import Level
+from ..preprocess import Grid
+from ..runtime import cpu_count
+from . import loop
+from .objectives import OBJECTIVES
+from .recipes import Recipe, augmentation_strength, penalty_weight, schedule
+
+SIDES = (32, 64, 128, 256, 512)
+# A larger grid is taken only if the minutes still show this many images on it: below, sharper is not better.
+FEWEST_IMAGES = 20_000
+OVERHEAD = 0.05  # share of the training time that ticks take: samples, features, sheet, checkpoint
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the data fix: (channels, height, width) of the stored images, classes, number of training images."""
+
+    channels: int
+    height: int
+    width: int
+    classes: int
+    train_images: int
+
+    def grid(self, target: int) -> Grid:
+        """The training grid whose longer side is near `target`."""
+        return Grid.choose(self.height, self.width, target)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the probe found.
+
+    Attributes:
+        recipe: whole but for its length.
+        step_s: seconds of one step.
+        reasons: why, in words.
+    """
+
+    recipe: Recipe
+    step_s: float
+    reasons: tuple[str, ...]
+
+    def images_in(self, seconds: float) -> int:
+        """Images that so many seconds of training show, ticks taken off."""
+        return int(seconds * (1.0 - OVERHEAD) / self.step_s) * self.recipe.batch
+
+    def lasting(self, images: int) -> tuple[Recipe, list[str]]:
+        """The whole recipe for a run of `images`, at least one step per tick, and all reasons."""
+        recipe = replace(self.recipe, images=max(images, self.recipe.ticks * self.recipe.batch))
+        times = recipe.images / max(recipe.train_images, 1)
+        length = f"{recipe.images:,} images shown ({times:.0f} times each of {recipe.train_images:,}), about {recipe.images / self.recipe.batch * self.step_s / 60:.1f} min at {self.recipe.batch / self.step_s:.0f} images/s"
+        return recipe, [*self.reasons, length]
+
+
+def probe(base: Recipe, task: Task, seconds: float, side: int | None, device: torch.device) -> Probe:
+    """Settle all but the length of a run by timing real steps, within about 15 s.
+
+    Args:
+        base: a row of `RECIPES` with the seed.
+        seconds: for training; decides the grid.
+        side: longer side of the training grid; None lets the minutes decide.
+    """
+    native = max(task.height, task.width)
+    first = for_grid(base, task, min(side or 64, native))
+    recipe, step_s = fastest_machine(first, task, device)
+    layout = "channels-last" if recipe.channels_last else "NCHW"
+    reasons = [f"{recipe.precision}, {layout}, {recipe.threads or 'default'} threads: the fastest this machine offers"]
+    target = first.target if side else affordable(task, first.target, recipe.batch / step_s, seconds)
+    if target != first.target:
+        recipe = for_grid(replace(base, precision=recipe.precision, channels_last=recipe.channels_last, threads=recipe.threads), task, target)
+        step_s = time_step(recipe, task, device, budget_s=5.0)
+    grid = task.grid(target)
+    why = "as asked" if side else f"the largest grid on which the minutes show {FEWEST_IMAGES:,} images"
+    reasons.append(f"{grid.height} x {grid.width} pixels (stored: {task.height} x {task.width}): {why}")
+    reasons.append(
+        f"gamma {recipe.gamma:.3g} -> {recipe.gamma_end:.3g} for this grid; "
+        f"augmentation up to {recipe.augment:.2f} for {task.train_images:,} training images")
+    return Probe(recipe, step_s, tuple(reasons))
+
+
+def for_grid(base: Recipe, task: Task, target: int) -> Recipe:
+    """The recipe with what follows from data and grid: penalty weight, augmentation, batch."""
+    grid = task.grid(target)
+    side = max(grid.height, grid.width)
+    gamma = base.gamma or penalty_weight(side, task.channels)
+    return replace(
+        base, target=target, train_images=task.train_images, gamma=gamma, gamma_end=base.gamma_end or gamma / 10.0,
+        augment=base.augment if base.augment >= 0 else augmentation_strength(task.train_images),
+        batch=base.batch if side <= 128 else base.batch // 2)
+
+
+def affordable(task: Task, timed: int, rate: float, seconds: float) -> int:
+    """The largest target on which the time shows enough images; a step's time goes with the pixels."""
+    native = max(task.height, task.width)
+    targets = sorted({min(side, native) for side in SIDES})
+
+    def images(target: int) -> float:
+        return rate * task.grid(timed).pixels / task.grid(target).pixels * seconds * (1.0 - OVERHEAD)
+
+    return max((target for target in targets if images(target) >= FEWEST_IMAGES), default=targets[0])
+
+
+def fastest_machine(recipe: Recipe, task: Task, device: torch.device) -> tuple[Recipe, float]:
+    """The fastest of bf16 and fp32, channels-last and NCHW, all or half the cores; what fails here is left out."""
+    cores = cpu_count() if device.type == "cpu" else 0
+    best = replace(recipe, precision="fp32", channels_last=False, threads=cores)
+    best_s = time_step(best, task, device, budget_s=1.5)
+    options: list[dict[str, Any]] = [{"precision": "fp32", "channels_last": True}, {"precision": "bf16", "channels_last": True}]
+    if cores >= 4:
+        options.append({"threads": cores // 2})
+    for option in options:
+        candidate = replace(best, **option)
+        try:
+            step_s = time_step(candidate, task, device, budget_s=1.5, give_up_s=3.0 * best_s)
+        except RuntimeError:  # an operator without this precision or layout on this machine
+            continue
+        if step_s < best_s:
+            best, best_s = candidate, step_s
+    return best, time_step(best, task, device, budget_s=5.0)
+
+
+def time_step(recipe: Recipe, task: Task, device: torch.device, budget_s: float, give_up_s: float = float("inf")) -> float:
+    """Median seconds of a whole training step on noise, after two steps of warming up.
+
+    `give_up_s`: a second step slower than this is not worth more time (bf16 without hardware for it).
+    """
+    grid = task.grid(recipe.target)
+    objective = OBJECTIVES[recipe.objective](recipe, task.channels, grid, task.classes)
+    loop.prepare_machine(objective, recipe, device)
+    optimizers = {name: loop.adam(network) for name, network in loop.players(objective).items()}
+    noise = np.random.default_rng(0).uniform(-1.0, 1.0, (recipe.batch, task.channels, grid.height, grid.width))
+    level = Level(noise.astype(np.float32), np.full(recipe.batch, -1.0, np.float32), np.ones(recipe.batch, np.float32))
+    classes = np.arange(recipe.batch) % task.classes if task.classes else None
+    data = loop.Data(level, np.arange(recipe.batch), classes, None)
+    probed = replace(recipe, images=10 * recipe.batch)
+    times: list[float] = []
+    began = time.monotonic()
+    while len(times) < 5 or time.monotonic() - began < budget_s:
+        start = time.perf_counter()
+        now = schedule(probed, probed.images)
+        batch = loop.draw_batch(probed, len(times), data, device, now)
+        for name, loss_of in (("discriminator", objective.discriminator_loss), ("generator", objective.generator_loss)):
+            loop.update(name, loss_of, batch, objective, optimizers[name], probed.precision, now, device)
+        times.append(time.perf_counter() - start)
+        if len(times) == 2 and times[-1] > give_up_s:
+            return times[-1]
+    return statistics.median(times[2:])

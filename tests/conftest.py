@@ -1,0 +1,18 @@
+"""Shared by all tests: where the real scans are, and threads set to the cores."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("SCANSMITH_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real scans for tests; skips when it is not there."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no real scans at {SHARED}")
+    return SHARED

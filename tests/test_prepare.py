@@ -1,0 +1,644 @@
+"""prepare: who learns and who judges, what is stored and where it lies in the patient, and what never leaves the source."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections import Counter
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image as Picture
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
+
+from scansmith.dataset import SPLITS, Dataset
+from scansmith.formats import Source
+from scansmith.image import Image
+from scansmith.prepare import fingerprint, labels, plan, prepare, split, write
+from scansmith.prepare.ledger import Ledger
+from scansmith.prepare.slices import Placement, cut, is_mask, why_empty
+from scansmith.prepare.summary import scrub
+from scansmith.runtime import derive_seed
+
+
+def noise(*key, shape=(12, 10), low=0, high=200, dtype=np.uint8):
+    return np.random.default_rng(derive_seed("test", *key)).integers(low, high, shape).astype(dtype)
+
+
+def png(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Picture.fromarray(pixels).save(path)
+    return path
+
+
+def pngs(folder, count=12, **options):
+    for i in range(count):
+        png(folder / f"{i:03d}.png", noise(i, folder.name, **options))
+    return folder
+
+
+def nifti(path, array, affine=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+def dicom(path, hu, patient="P1", modality="CT", series="1", position=0.0, **tags):
+    """A single-frame CT or MR slice of 0.5 x 0.5 mm pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = CTImageStorage if modality == "CT" else MRImageStorage
+    meta.MediaStorageSOPInstanceUID = f"1.2.3.{derive_seed(str(path))}"
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file = pydicom.Dataset()
+    file.file_meta = meta
+    file.SOPClassUID, file.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    file.Modality, file.PatientID, file.PatientName = modality, patient, f"{patient}^Name"
+    file.StudyInstanceUID = f"1.2.4.{derive_seed(patient)}"
+    file.SeriesInstanceUID = f"1.2.5.{derive_seed(patient, series)}"
+    file.FrameOfReferenceUID = f"1.2.6.{derive_seed(patient)}"
+    file.ImagePositionPatient, file.ImageOrientationPatient = [0, 0, position], [1, 0, 0, 0, 1, 0]
+    file.PixelSpacing, file.SliceThickness = [0.5, 0.5], 2
+    file.Rows, file.Columns = hu.shape
+    file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
+    file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 16, 12, 11, 0
+    file.RescaleSlope, file.RescaleIntercept = 1, -1024 if modality == "CT" else 0
+    file.PixelData = (hu - int(file.RescaleIntercept)).astype(np.uint16).tobytes()
+    for name, value in tags.items():
+        setattr(file, name, value)
+    file.save_as(path, enforce_file_format=True)
+    return path
+
+
+def ct_patients(folder, patients=10, slices=3):
+    for p in range(patients):
+        for k in range(slices):
+            dicom(folder / f"p{p}" / f"{k}.dcm", noise(p, k, low=-1024, high=900, dtype=np.int32), f"P{p}", position=2.0 * k)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------ split
+
+@given(st.integers(0, 500))
+def test_every_patient_goes_somewhere_and_the_holdout_comes_first(total):
+    counts = split.counts(total)
+    assert sum(counts.values()) == total
+    assert all(count >= 0 for count in counts.values())
+    assert counts["train"] == max(counts.values())
+    assert counts["holdout"] >= (total >= 2)
+    assert counts["validation"] >= (total >= 3)
+    assert counts["calibration"] >= (total >= 20)
+    if total >= 20:
+        assert all(abs(counts[name] - split.FRACTIONS[name] * total) < 1 for name in SPLITS)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8))
+def test_classes_are_spread_in_proportion_and_the_totals_are_kept(sizes):
+    names = {f"{label}-{i}": str(label) for label, size in enumerate(sizes) for i in range(size)}
+    chosen = split.assign({name: [name] for name in names}, names, seed=0)
+    assert Counter(chosen.values()) == Counter({name: count for name, count in split.counts(sum(sizes)).items() if count})
+    totals = split.counts(sum(sizes))
+    for label, size in enumerate(sizes):
+        own = Counter(chosen[name] for name in names if names[name] == str(label))
+        assert all(abs(own[part] - size * totals[part] / sum(sizes)) < 2 for part in SPLITS)
+
+
+@given(st.lists(st.tuples(st.integers(0, 15), st.integers(0, 30), st.sampled_from(["a", "b", None])), min_size=1, max_size=80), st.integers(0, 5))
+def test_no_patient_and_no_copy_of_an_image_crosses_a_split(scans, seed):
+    ledger = Ledger()
+    for scan, (_, image, _) in enumerate(scans):
+        stored = write.store_all.__globals__["Stored"](
+            images=np.zeros((1, 1, 1, 1)), slices=[0], affines=[None], spacing=None, crop=[], window=None, values=np.zeros(1),
+            hashes=[str(image)], empty={})
+        list(ledger.note(scan, stored))
+    found = fingerprint.Survey(Path(), None, [], [str(patient) for patient, _, _ in scans], [label for _, _, label in scans], [], {})
+    splits = write.split_scans(found, ledger, seed)
+    for key in (0, 1):  # patient, image
+        seen: dict[int, set[str]] = {}
+        for scan, facts in enumerate(scans):
+            seen.setdefault(facts[key], set()).add(splits[scan])
+        assert all(len(where) == 1 for where in seen.values())
+    assert len({row["sha256"] for row in ledger.rows}) == len(ledger.rows)
+
+
+@given(st.permutations(range(30)), st.integers(0, 9))
+def test_the_split_depends_on_images_and_seed_not_on_names_or_order(order, seed):
+    reference = split.assign({f"p{i}": [f"image{i}"] for i in range(30)}, {f"p{i}": None for i in range(30)}, seed)
+    other = split.assign({f"q{i}": [f"image{i}"] for i in order}, {f"q{i}": None for i in order}, seed)
+    assert {name[1:]: part for name, part in reference.items()} == {name[1:]: part for name, part in other.items()}
+
+
+def test_another_seed_gives_another_split():
+    hashes = {f"p{i}": [f"image{i}"] for i in range(30)}
+    none = dict.fromkeys(hashes)
+    assert split.assign(hashes, none, 0) != split.assign(hashes, none, 1)
+
+
+def test_dicom_patients_stay_whole_and_a_copy_ties_two_patients(tmp_path):
+    scans = ct_patients(tmp_path / "scans")
+    shared = noise("shared", low=-1024, high=900, dtype=np.int32)
+    dicom(scans / "p0" / "9.dcm", shared, "P0", series="2")
+    dicom(scans / "p9" / "9.dcm", shared, "P9", series="2")
+    result = prepare(scans, tmp_path / "d")
+    opened = Dataset.open(tmp_path / "d")
+    assert result["split_level"] == "patient"
+    assert len(opened) == 31
+    assert [Path(entry["file"]).parent.name for entry in result["duplicates"]] == ["p9"]
+    where = {}
+    for patient, part in zip(opened.columns["patient"], opened.columns["split"]):
+        where.setdefault(patient, set()).add(part)
+    assert len(where) == 10
+    assert all(len(parts) == 1 for parts in where.values())
+    private = json.loads((tmp_path / "d.private.json").read_text())
+    owner = {entry["patient"]: part for case, entry in private["cases"].items()
+             for part in [opened.columns["split"][opened.columns["case"].index(case)]] if case in opened.columns["case"]}
+    assert owner["patient:P0"] == owner["patient:P9"]
+
+
+def test_the_slices_of_a_volume_stay_together_when_no_patient_is_known(tmp_path):
+    for i in range(5):
+        nifti(tmp_path / "scans" / f"{i}.nii.gz", noise(i, shape=(10, 12, 6), high=1000, dtype=np.int16))
+    result = prepare(tmp_path / "scans", tmp_path / "d")
+    columns = Dataset.open(tmp_path / "d").columns
+    assert result["split_level"] == "image"
+    assert any("no patient known" in line for line in result["plan"])
+    assert len(set(zip(columns["case"], columns["split"]))) == 5
+    assert {name: size["patients"] for name, size in result["splits"].items()} == {"train": 3, "validation": 1, "calibration": 0, "holdout": 1}
+
+
+def test_placeholders_in_patient_id_do_not_make_one_patient_of_all():
+    scans = [Source((Path(f"{i}.dcm"),), "dicom", "CT", 1, 3, (4, 4, 1), "ANONYMOUS", f"1.2.{i}") for i in range(3)]
+    keys, level, _ = fingerprint.patient_keys(scans, Path())
+    assert len(set(keys)) == 3
+    assert level == "patient"
+
+
+# ------------------------------------------------------------------------------------------------ geometry
+
+def volume(codes, spacing, shape, tilt=0.0):
+    """A volume whose values are its place in the patient, 3 x + 5 y + 7 z (mm), stored along any axes."""
+    axes = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for column, code in enumerate(codes):
+        axis, sign = axes[code]
+        affine[axis, column] = sign * spacing[column]
+    turn = np.array([[np.cos(tilt), -np.sin(tilt), 0], [np.sin(tilt), np.cos(tilt), 0], [0, 0, 1]])
+    affine[:3, :3] = turn @ affine[:3, :3]
+    affine[:3, 3] = (-31, 17, 5)
+    place = np.einsum("ab,bijk->aijk", affine[:3, :3], np.indices(shape)) + affine[:3, 3, None, None, None]
+    return Image(np.einsum("a,aijk->ijk", (3.0, 5.0, 7.0), place)[None].astype(np.float32), affine)
+
+
+def value_at(affine, height, width):
+    row, column = np.mgrid[:height, :width]
+    place = np.einsum("ab,bhw->ahw", affine[:3, :2], np.stack([column, row])) + affine[:3, 3, None, None]
+    return np.einsum("a,ahw->hw", (3.0, 5.0, 7.0), place)
+
+
+CODES = ["RAS", "LPS", "LAS", "RPI", "SRA", "AIL", "PSR", "IAR"]
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.3])
+@pytest.mark.parametrize("codes", CODES)
+def test_every_pixel_of_a_slice_lies_where_its_affine_says(codes, tilt):
+    slices = cut(volume(codes, (1.0, 1.0, 1.0), (6, 7, 8), tilt), "nifti")
+    assert slices.plane == "axial"
+    for k, piece in enumerate(slices.array):
+        affine = slices.affine.copy()
+        affine[:3, 3] += k * affine[:3, 2]
+        np.testing.assert_allclose(piece[0], value_at(affine, *piece.shape[1:]), atol=1e-3)
+
+
+@pytest.mark.parametrize("codes", CODES)
+@pytest.mark.parametrize("thick, plane, across, down", [
+    ("S", "axial", (0, -1), (1, -1)), ("A", "coronal", (0, -1), (2, -1)), ("R", "sagittal", (1, -1), (2, -1))])
+def test_a_volume_is_cut_across_its_thick_slices_and_shown_upright(codes, thick, plane, across, down):
+    opposite = {"R": "L", "A": "P", "S": "I"}
+    spacing = tuple(4.0 if code in (thick, opposite[thick]) else 0.9 for code in codes)
+    slices = cut(volume(codes, spacing, (6, 7, 8)), "nifti")
+    assert slices.plane == plane
+    assert len(slices.array) == (6, 7, 8)[spacing.index(4.0)]
+    assert slices.spacing == pytest.approx((0.9, 0.9))
+    assert np.sign(slices.affine[across[0], 0]) == across[1]
+    assert np.sign(slices.affine[down[0], 1]) == down[1]
+
+
+def test_dicom_and_pictures_keep_their_stored_orientation():
+    image = volume("RAS", (1, 1, 1), (6, 7, 3))
+    np.testing.assert_array_equal(cut(image, "dicom").array[2, 0], image.array[0, :, :, 2].T)
+    np.testing.assert_array_equal(cut(image, "dicom").affine, image.affine)
+
+
+@pytest.mark.parametrize("size, spacing", [((40, 50), (1.0, 1.0)), ((80, 100), (0.5, 0.5)), ((60, 20), (1.0, 2.0)), ((25, 35), (1.0, 1.0))])
+def test_a_resampled_cropped_and_padded_pixel_lies_where_its_affine_says(size, spacing):
+    slices = cut(volume("LPS", (spacing[1], spacing[0], 5.0), (size[1], size[0], 1)), "dicom")
+    place = Placement.choose(size, slices.spacing, (32, 44), (1.0, 1.0))
+    stored = place.apply(slices.array, np.float32(-9999))[0, 0]
+    expected = value_at(place.affine(slices, 0), 32, 44)
+    inside = stored != -9999
+    inside[:2], inside[-2:], inside[:, :2], inside[:, -2:] = False, False, False, False
+    edge = np.pad(inside, 2)
+    inside &= np.all([np.roll(edge, shift, (0, 1))[2:-2, 2:-2] for shift in ((2, 0), (-2, 0), (0, 2), (0, -2))], axis=0)
+    assert inside.sum() > 200
+    np.testing.assert_allclose(stored[inside], expected[inside], atol=1e-2)
+    np.testing.assert_allclose(place.spacing(slices.spacing), (1.0, 1.0), rtol=0.02)
+    top, left, height, width = place.box
+    source = value_at(slices.affine @ np.array([[1, 0, 0, left - 0.5], [0, 1, 0, top - 0.5], [0, 0, 1, 0], [0, 0, 0, 1]]), 1, 1)
+    corner = value_at(place.affine(slices, 0) @ np.array([[1, 0, 0, -0.5], [0, 1, 0, -0.5], [0, 0, 1, 0], [0, 0, 0, 1]]), 1, 1)
+    np.testing.assert_allclose(source, corner)
+    assert (height * spacing[0], width * spacing[1]) == pytest.approx((32, 44), rel=0.02)
+
+
+def test_a_picture_without_pixel_size_is_scaled_to_fit_with_its_proportions():
+    place = Placement.choose((100, 50), None, (40, 40), None)
+    stored = place.apply(np.full((1, 100, 50), 9, np.uint8), 0)
+    assert stored.shape == (1, 40, 40)
+    assert (stored == 9).sum() == 40 * 20
+    assert (stored[:, :, 10:30] == 9).all()
+
+
+def test_volumes_of_several_sizes_get_one_grid_and_keep_their_place(tmp_path):
+    for i, size in enumerate([(30, 40), (30, 40), (34, 44), (28, 40), (30, 40)]):
+        image = volume("RAS", (1.0, 1.0, 3.0), (*size, 4))
+        nifti(tmp_path / "scans" / f"{i}.nii", image.array[0] + i, image.affine)
+    prepare(tmp_path / "scans", tmp_path / "d", modality="MR")
+    opened = Dataset.open(tmp_path / "d")
+    assert opened.shape == (1, 40, 30)
+    number = {case: int(Path(entry["files"][0]).stem) for case, entry in json.loads((tmp_path / "d.private.json").read_text())["cases"].items()}
+    for row in range(len(opened)):
+        expected = value_at(np.array(opened.columns["affine"][row]), 40, 30) + number[opened.columns["case"][row]]
+        inside = opened.image(row)[0] != np.float32(min(opened.columns["low"][row], 0))
+        np.testing.assert_allclose(opened.image(row)[0][inside], expected[inside], atol=1e-2)
+        assert inside.mean() > 0.9
+
+
+def test_non_square_images_stay_non_square_and_are_capped_without_distortion(tmp_path):
+    pngs(tmp_path / "scans", shape=(96, 60))
+    assert prepare(tmp_path / "scans", tmp_path / "a")["images"] == 12
+    assert Dataset.open(tmp_path / "a").shape == (1, 96, 60)
+    prepare(tmp_path / "scans", tmp_path / "b", max_side=48)
+    assert Dataset.open(tmp_path / "b").shape == (1, 48, 30)
+
+
+# ------------------------------------------------------------------------------------------------ values
+
+def test_hounsfield_units_go_through_exactly(tmp_path):
+    scans = ct_patients(tmp_path / "scans")
+    prepare(scans, tmp_path / "d")
+    opened = Dataset.open(tmp_path / "d")
+    files = {case: entry["files"] for case, entry in json.loads((tmp_path / "d.private.json").read_text())["cases"].items()}
+    assert opened.info["units"] == "HU"
+    assert set(zip(opened.columns["low"], opened.columns["high"])) == {(-1024.0, 1000.0)}
+    for row in range(len(opened)):
+        source = pydicom.dcmread(files[opened.columns["case"][row]][opened.columns["slice"][row]])
+        hu = source.pixel_array.astype(int) - 1024
+        assert opened.image(row).dtype == np.int16
+        np.testing.assert_array_equal(opened.image(row)[0], hu)
+        np.testing.assert_array_equal(opened.intensity(row).decode(opened.intensity(row).encode(opened.image(row)))[0], hu)
+        assert opened.columns["spacing"][row] == [0.5, 0.5]
+
+
+def test_the_ct_window_never_sees_the_holdout():
+    ledger = Ledger(windows={0: None, 1: None}, values={0: np.full(100, 40.0), 1: np.full(100, 3000.0)})
+    windows, _ = write._windows(None, ledger, {0: "train", 1: "holdout"})
+    assert windows[0] == windows[1]
+    assert windows[0].high == 500
+
+
+def test_a_volume_has_one_window_for_all_its_slices_and_8_bit_pictures_keep_theirs(tmp_path):
+    for i in range(4):
+        nifti(tmp_path / "v" / f"{i}.nii.gz", noise(i, shape=(10, 12, 6), high=1000, dtype=np.int16) * (i + 1))
+    prepare(tmp_path / "v", tmp_path / "dv", modality="MR")
+    columns = Dataset.open(tmp_path / "dv").columns
+    assert len(set(columns["high"])) == len(set(zip(columns["case"], columns["low"], columns["high"]))) == 4
+    prepare(pngs(tmp_path / "p"), tmp_path / "dp")
+    columns = Dataset.open(tmp_path / "dp").columns
+    assert Dataset.open(tmp_path / "dp").image(0).dtype == np.uint8
+    assert set(zip(columns["low"], columns["high"], columns["units"])) == {(0.0, 255.0, "a.u.")}
+
+
+def test_a_scan_that_the_chosen_dtype_cannot_hold_widens_the_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprint, "MOST_LOOKS", 2)
+    for i in range(4):
+        values = noise(i, shape=(10, 12, 6), high=1000, dtype=np.int16)
+        nifti(tmp_path / "scans" / f"{i}.nii", values if i != 2 else values.astype(np.float32) + 0.5)
+    result = prepare(tmp_path / "scans", tmp_path / "d")
+    opened = Dataset.open(tmp_path / "d")
+    assert opened.image(0).dtype == np.float32
+    assert any("float32" in line for line in result["plan"])
+    assert {float(opened.image(row).flat[0] % 1) for row in range(len(opened))} == {0.0, 0.5}
+
+
+def test_empty_slices_are_dropped_counted_and_said(tmp_path):
+    for i in range(3):
+        array = noise(i, shape=(20, 20, 8), low=50, high=1000, dtype=np.int16)
+        array[:, :, 0] = 0
+        array[1:, 1:, 7] = 0
+        array[:, :, 7] = np.where(np.arange(400).reshape(20, 20) < 4, 500, 0)
+        nifti(tmp_path / "scans" / f"{i}.nii", array, np.diag([1, 1, 3, 1.0]))
+    result = prepare(tmp_path / "scans", tmp_path / "d")
+    assert result["images"] == 18
+    assert sorted(result["empty_slices"].values()) == [3, 3]
+    assert sorted(set(Dataset.open(tmp_path / "d").columns["slice"])) == [1, 2, 3, 4, 5, 6]
+    assert any("nearly empty" in line for line in result["plan"])
+
+
+def test_air_slices_of_a_ct_are_empty_whatever_their_noise():
+    array = np.random.default_rng(0).normal(-1000, 20, (1, 16, 16, 3))
+    array[..., 1] += 1000
+    slices = cut(Image(array, np.eye(4), "CT"), "dicom")
+    assert [reason is None for reason in why_empty(slices, "CT", 3)] == [False, True, False]
+
+
+def test_masks_beside_scans_are_left_out(tmp_path):
+    for i in range(3):
+        nifti(tmp_path / "scans" / f"{i}_scan.nii", noise(i, shape=(16, 16, 6), high=1000, dtype=np.int16))
+        mask = np.zeros((16, 16, 6), np.uint8)
+        mask[4:12, 4:12, :] = i + 1
+        mask[4:12, 9:12, :] = 7
+        nifti(tmp_path / "scans" / f"{i}_mask.nii", mask)
+    result = prepare(tmp_path / "scans", tmp_path / "d")
+    assert result["images"] == 18
+    assert sorted(Path(entry["file"]).name for entry in result["skipped"]) == ["0_mask.nii", "1_mask.nii", "2_mask.nii"]
+    assert Dataset.open(tmp_path / "d").image(0).dtype == np.int16
+    assert is_mask(mask.T)
+    assert not is_mask(noise("x", shape=(64, 64), high=8))
+
+
+# ------------------------------------------------------------------------------------------------ what is used
+
+def test_of_a_mixed_folder_the_largest_kind_is_used_and_the_rest_is_said(tmp_path):
+    ct_patients(tmp_path / "scans", patients=5)
+    for k in range(9):
+        dicom(tmp_path / "scans" / "mr" / f"{k}.dcm", noise("mr", k, high=900, dtype=np.int32), "M", "MR", position=2.0 * k)
+    result = prepare(tmp_path / "scans", tmp_path / "d")
+    assert (result["modality"], result["images"]) == ("CT", 15)
+    assert result["left_aside"] == [{"modality": "MR", "channels": 1, "dimensions": 3, "scans": 1, "images": 9}]
+    assert any(line.startswith("left aside: 1 MR 3-D scan ") for line in result["plan"])
+    assert prepare(tmp_path / "scans", tmp_path / "d2", modality="mr")["images"] == 9
+    with pytest.raises(ValueError, match="expected DX scans, found 5 CT 3-D scans, 1 MR 3-D scan"):
+        prepare(tmp_path / "scans", tmp_path / "d3", modality="DX")
+
+
+def test_the_user_declares_what_files_do_not_say(tmp_path):
+    for i in range(4):
+        nifti(tmp_path / "scans" / f"{i}.nii", noise(i, shape=(10, 12, 6), low=-1024, high=1000, dtype=np.int16))
+    assert prepare(tmp_path / "scans", tmp_path / "a")["modality"] == "OT"
+    prepare(tmp_path / "scans", tmp_path / "b", modality="CT")
+    info = Dataset.open(tmp_path / "b").info
+    assert (info["modality"], info["units"], info["source_format"]) == ("CT", "HU", "nifti")
+    with pytest.raises(ValueError, match="expected a modality of CT, MR, CR, DX, OT, got 'PET'"):
+        prepare(tmp_path / "scans", tmp_path / "c", modality="PET")
+
+
+def test_the_plan_says_what_prepare_does_and_writes_nothing(tmp_path):
+    scans = ct_patients(tmp_path / "scans")
+    chosen = plan(scans)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scans"]
+    result = prepare(scans, tmp_path / "d")
+    opened = Dataset.open(tmp_path / "d")
+    assert (chosen.modality, chosen.images, chosen.patients) == (result["modality"], result["images"], result["patients"])
+    assert (chosen.channels, chosen.height, chosen.width) == opened.shape
+    assert list(chosen.spacing) == opened.info["spacing"] == [0.5, 0.5]
+    assert [line for line in chosen.reasons if not line.startswith("intensity")] == [
+        line for line in result["plan"] if not line.startswith(("intensity", "split: "))]
+
+
+@pytest.mark.parametrize("content, words", [
+    (lambda folder: None, "found none: check the path"),
+    (lambda folder: png(folder / "one.png", noise(1)), "expected at least 8 images .* found 1"),
+    (lambda folder: (folder / "text.dcm").write_text("not a scan"), "none of them usable"),
+    (lambda folder: [png(folder / f"{i}.png", noise("same")) for i in range(9)], "expected at least 8 images .* found 1: .* 8 images are copies"),
+    (lambda folder: [png(folder / f"{i}.png", np.full((12, 10), i, np.uint8)) for i in range(9)], "no contrast"),
+])
+def test_a_folder_with_too_little_is_refused_in_one_sentence_and_leaves_no_dataset(tmp_path, content, words):
+    (tmp_path / "scans").mkdir()
+    content(tmp_path / "scans")
+    with pytest.raises(ValueError, match=words) as refused:
+        prepare(tmp_path / "scans", tmp_path / "d")
+    assert "\n" not in str(refused.value)
+    assert not list((tmp_path / "d").glob("*"))
+
+
+def test_a_missing_folder_and_wrong_arguments_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="found nothing at"):
+        prepare(tmp_path / "nowhere", tmp_path / "d")
+    pngs(tmp_path / "scans")
+    with pytest.raises(ValueError, match="expected the dataset outside the folder of scans"):
+        prepare(tmp_path / "scans", tmp_path / "scans" / "dataset")
+    with pytest.raises(ValueError, match="max_side of at least 16"):
+        prepare(tmp_path / "scans", tmp_path / "d", max_side=2)
+    with pytest.raises(ValueError, match="'auto', 'none' or a CSV file"):
+        prepare(tmp_path / "scans", tmp_path / "d", labels="missing.csv")
+
+
+def test_bad_files_are_listed_with_the_reason_and_the_rest_goes_on(tmp_path):
+    scans = tmp_path / "scans"
+    for i in range(3):
+        nifti(scans / f"{i}.nii", noise(i, shape=(10, 12, 6), high=1000, dtype=np.int16))
+    broken = noise("nan", shape=(10, 12, 6), high=1000).astype(np.float32)
+    broken[3, 3, 3] = np.nan
+    nifti(scans / "nan.nii", broken)
+    whole = nifti(scans / "cut.nii", noise("cut", shape=(10, 12, 6), high=1000, dtype=np.int16)).read_bytes()
+    (scans / "cut.nii").write_bytes(whole[:900])
+    (scans / "text.dcm").write_text("Dear colleague")
+    (scans / "empty.png").write_bytes(b"")
+    result = prepare(scans, tmp_path / "d")
+    assert result["images"] == 18
+    reasons = {Path(entry["file"]).name: entry["reason"] for entry in result["skipped"]}
+    assert set(reasons) == {"nan.nii", "cut.nii", "text.dcm", "empty.png"}
+    assert "NaN" in reasons["nan.nii"]
+    assert "truncated" in reasons["cut.nii"]
+    assert "signatures" in reasons["text.dcm"]
+    assert "empty file" in reasons["empty.png"]
+    assert len(Dataset.open(tmp_path / "d").info["skipped"]) == 4
+
+
+# ------------------------------------------------------------------------------------------------ labels
+
+def test_sub_folders_become_classes(tmp_path):
+    for name in ("normal", "pneumonia"):
+        pngs(tmp_path / "scans" / name, 20)
+    result = prepare(tmp_path / "scans", tmp_path / "d")
+    opened = Dataset.open(tmp_path / "d")
+    assert opened.labels == ["normal", "pneumonia"]
+    assert np.bincount(opened.classes()).tolist() == [20, 20]
+    assert opened.info["label_counts"]["train"] == {"normal": 14, "pneumonia": 14}
+    assert opened.info["label_counts"]["holdout"] == {"normal": 3, "pneumonia": 3}
+    assert any(line.startswith("labels: 2 classes from the sub-folders") for line in result["plan"])
+
+
+@pytest.mark.parametrize("sizes, patients, words", [
+    ({"a": 40}, 40, "one sub-folder only"),
+    ({f"s{i}x": 3 for i in range(30)}, 3, "look like patients or series"),
+    ({"a": 40, "b": 2}, 2, "too small for a class"),
+    ({"a": 40, "b": 40}, 1, "looks like a patient"),
+    ({"train": 40, "test": 40}, 40, "what the files are for"),
+    ({"patient01": 40, "patient02": 40}, 40, "numbered sub-folders"),
+    ({"a": 40, "b": 40}, 40, None),
+])
+def test_only_sub_folders_that_look_like_classes_are_classes(sizes, patients, words):
+    doubt = labels.why_not_classes(sizes, {name: {f"{name}{i}" for i in range(patients)} for name in sizes})
+    assert (doubt is None) == (words is None)
+    assert words is None or words in doubt
+
+
+def test_the_folders_of_dicom_patients_are_no_classes(tmp_path):
+    result = prepare(ct_patients(tmp_path / "scans", patients=4), tmp_path / "d")
+    assert result["labels"] == []
+    assert any(line.startswith("labels: none (4 sub-folders") for line in result["plan"])
+
+
+@pytest.mark.parametrize("table", [
+    "file,label\n" + "".join(f"p{p}/{k}.dcm,{'ab'[p % 2]}\n" for p in range(9) for k in range(3)),
+    "Label,Patient\n" + "".join(f"{'ab'[p % 2]},P{p}\n" for p in range(9)),
+    "uid,label\n" + "".join(f"1.2.4.{derive_seed(f'P{p}')},{'ab'[p % 2]}\n" for p in range(9)),
+    "file,label\n" + "".join(f"p{p},{'ab'[p % 2]}\n" for p in range(9)),
+])
+def test_a_table_gives_labels_by_file_series_folder_patient_or_study(tmp_path, table):
+    scans = ct_patients(tmp_path / "scans")
+    (tmp_path / "t.csv").write_text(table)
+    result = prepare(scans, tmp_path / "d", labels=str(tmp_path / "t.csv"))
+    opened = Dataset.open(tmp_path / "d")
+    assert opened.labels == ["a", "b"]
+    assert np.bincount(opened.classes() + 1).tolist() == [3, 15, 12]
+    assert any("1 scans are not in it" in line for line in result["plan"])
+
+
+@pytest.mark.parametrize("table, words", [
+    ("file,age\n000.png,3\n", "expected the columns label and one of file, patient, uid in .* found file, age"),
+    ("file,label\nother.png,a\n", "found no match among 1 rows"),
+    ("file,label\n" + "".join(f"{i:03d}.png,Jane Doe {i}\n" for i in range(12)), "12 different values for 12 scans"),
+    ("file,label\n" + "".join(f"{i:03d}.png,{'ab'[i % 2] * 70}\n" for i in range(12)), "free text is no class"),
+    ("file,label\n" + "".join(f"{i:03d}.png,a\n" for i in range(12)), "found 'a' alone"),
+    ("file,label\n000.png,a\n000.png,b\n", "expected one label for each file"),
+])
+def test_a_table_that_gives_no_classes_is_refused(tmp_path, table, words):
+    pngs(tmp_path / "scans")
+    (tmp_path / "t.csv").write_text(table)
+    with pytest.raises(ValueError, match=words):
+        prepare(tmp_path / "scans", tmp_path / "d", labels=str(tmp_path / "t.csv"))
+
+
+# ------------------------------------------------------------------------------------------------ privacy
+
+def test_a_planted_identifier_is_found_nowhere_in_the_dataset(tmp_path):
+    planted = ["Mustermann", "PID4711", "19560229", "Dr Nosey", "1.2.840.99999.4711", "Sankt Elsewhere", "readable remark"]
+    scans = tmp_path / "Mustermann_PID4711"
+    for p in range(9):
+        dicom(scans / f"Mustermann{p}" / "PID4711.dcm", noise(p, low=-1024, high=900, dtype=np.int32), f"PID4711-{p}",
+              StudyInstanceUID=f"1.2.840.99999.4711.{p}", PatientBirthDate="19560229", StudyDate="19560229",
+              ReferringPhysicianName="Dr Nosey", InstitutionName="Sankt Elsewhere", SeriesDescription="readable remark", ImageComments="readable remark")
+    (scans / "Mustermann.dcm").write_text("readable remark")
+    truncated = (scans / "Mustermann0" / "PID4711.dcm").read_bytes()[:-20]
+    (scans / "Mustermann0" / "PID4711_cut.dcm").write_bytes(truncated)
+    (tmp_path / "Mustermann.csv").write_text("patient,label\n" + "".join(f"PID4711-{p},{'ab'[p % 2]}\n" for p in range(9)))
+    result = prepare(scans, tmp_path / "d", labels=str(tmp_path / "Mustermann.csv"))
+    assert len(result["skipped"]) == 2
+    for file in (tmp_path / "d").rglob("*"):
+        content = file.read_bytes() if file.is_file() else b""
+        for word in [*planted, *(f"1.2.5.{derive_seed(f'PID4711-{p}', '1')}" for p in range(9))]:
+            assert word.encode() not in content, (file.name, word)
+            assert word not in str(file.relative_to(tmp_path))
+    assert "PID4711-3" in (tmp_path / "d.private.json").read_text()
+
+
+def test_the_private_file_is_readable_for_its_owner_alone_and_keeps_the_key(tmp_path):
+    scans = pngs(tmp_path / "scans")
+    prepare(scans, tmp_path / "d")
+    private = tmp_path / "d.private.json"
+    assert stat.S_IMODE(private.stat().st_mode) == 0o600
+    key, cases = json.loads(private.read_text())["key"], Dataset.open(tmp_path / "d").columns["case"]
+    prepare(scans, tmp_path / "d", seed=1)
+    assert json.loads(private.read_text())["key"] == key
+    assert Dataset.open(tmp_path / "d").columns["case"] == cases
+    prepare(scans, tmp_path / "other")
+    assert not set(Dataset.open(tmp_path / "other").columns["case"]) & set(cases)
+    assert Dataset.open(tmp_path / "other").info["hash"] == Dataset.open(tmp_path / "d").info["hash"]
+
+
+def test_a_reason_loses_the_files_own_words_and_keeps_the_tag():
+    reason = "expected Modality (0008,0060) CT, found 'Jane Doe' in scan7.dcm (ValueError: Jane)"
+    assert scrub(reason, ["scan7.dcm", "scan7"]) == "expected Modality (0008,0060) CT, found ... in ..."
+
+
+# ------------------------------------------------------------------------------------------------ running
+
+def test_the_same_command_over_unchanged_files_returns_what_it_said(tmp_path):
+    scans = pngs(tmp_path / "scans")
+    first = prepare(scans, tmp_path / "d")
+    made = (tmp_path / "d" / "dataset.json").stat().st_mtime_ns
+    again = prepare(scans, tmp_path / "d")
+    assert again == {**first, "unchanged": True}
+    assert (tmp_path / "d" / "dataset.json").stat().st_mtime_ns == made
+    png(scans / "more.png", noise("more"))
+    assert prepare(scans, tmp_path / "d")["images"] == 13
+
+
+def test_a_killed_prepare_leaves_no_dataset_and_the_same_command_finishes_it(tmp_path, monkeypatch):
+    scans = pngs(tmp_path / "scans")
+    real = write.store_all
+
+    def killed(*arguments):
+        yield from list(real(*arguments))[:5]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(write, "store_all", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(scans, tmp_path / "d")
+    with pytest.raises(ValueError, match="expected a prepared dataset"):
+        Dataset.open(tmp_path / "d")
+    monkeypatch.undo()
+    assert prepare(scans, tmp_path / "d")["images"] == 12
+    assert {path.name for path in (tmp_path / "d").iterdir()} == {"dataset.json", "manifest.json", "images-00000.npy"}
+
+
+def test_several_processes_give_the_same_dataset_as_one(tmp_path):
+    scans = pngs(tmp_path / "scans", 40)
+    one = prepare(scans, tmp_path / "d", workers=1)
+    written = [(tmp_path / "d" / name).read_bytes() for name in ("images-00000.npy", "manifest.json", "dataset.json")]
+    (tmp_path / "d" / "dataset.json").unlink()
+    assert prepare(scans, tmp_path / "d", workers=2) == one
+    assert [(tmp_path / "d" / name).read_bytes() for name in ("images-00000.npy", "manifest.json", "dataset.json")] == written
+
+
+def test_a_target_that_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch):
+    scans = pngs(tmp_path / "scans")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="a part of this path is a file"):
+        prepare(scans, tmp_path / "file" / "d")
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0o555)
+    if os.access(closed, os.W_OK):
+        pytest.skip("this user may write anywhere")
+    with pytest.raises(OSError, match="read-only for this user"):
+        prepare(scans, closed / "d")
+
+
+# ------------------------------------------------------------------------------------------------ real scans
+
+def test_real_chest_ct_slices_are_split_by_patient_in_hounsfield_units(shared_data, tmp_path):
+    result = prepare(shared_data / "chest_ct_slices_contrast_labels", tmp_path / "d", max_side=64)
+    opened = Dataset.open(tmp_path / "d")
+    assert (result["modality"], result["images"], result["patients"]) == ("CT", 27, 14)
+    assert len(set(zip(opened.columns["patient"], opened.columns["split"]))) == 14
+    assert min(opened.image(row).min() for row in range(27)) >= -1100  # no padding of -2000 or -2048 is left
+    assert b"TCGA" not in b"".join(path.read_bytes() for path in (tmp_path / "d").iterdir())
+
+
+def test_real_hippocampus_volumes_become_upright_slices_on_one_grid(shared_data, tmp_path):
+    result = prepare(shared_data / "image_to_mask_3d_hippocampus" / "images", tmp_path / "d", modality="MR")
+    opened = Dataset.open(tmp_path / "d")
+    assert result["patients"] == 70
+    assert opened.shape[1] > opened.shape[2]  # longer from front to back
+    directions = np.sign(np.array(opened.columns["affine"])[:, [0, 1], [0, 1]])
+    assert (directions == -1).all()  # columns to the left, rows backwards

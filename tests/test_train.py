@@ -1,0 +1,329 @@
+"""Training: schedules, the probe, resuming to the bit, interruption, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from scansmith import dataset, train
+from scansmith.preprocess import Grid
+from scansmith.runtime import Progress
+from scansmith.train import checkpoint, loop, watch
+from scansmith.train.objectives import OBJECTIVES
+from scansmith.train.probe import FEWEST_IMAGES, Probe, Task, affordable, for_grid, time_step
+from scansmith.train.recipes import RECIPES, Recipe, augmentation_strength, penalty_weight, schedule
+from scansmith.train.synthesis import Batch
+
+CPU = torch.device("cpu")
+TINY = Recipe(width=8, latent=8, batch=8, images=96, ticks=3, gamma=0.1, gamma_end=0.01, augment=0.5, precision="fp32", threads=1, train_images=20, target=16)
+
+
+def make_dataset(root: Path, count: int = 40, labels: tuple[str, ...] = (), side: int = 16) -> Path:
+    """Bright discs on black, uint8, the disc's place and size random; labels by size."""
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[:side, :side]
+    size = random.uniform(side / 6, side / 3, count)
+    centre = random.uniform(side / 3, side * 2 / 3, (count, 2))
+    images = [np.uint8(220 * ((rows - y) ** 2 + (columns - x) ** 2 < r**2))[None] + np.uint8(10) for (y, x), r in zip(centre, size)]
+    split = ["train"] * (count // 2) + ["validation"] * (count // 4) + ["holdout"] * (count - count // 2 - count // 4)
+    values = {"case": [f"c{i}" for i in range(count)], "slice": [0] * count, "patient": [f"p{i}" for i in range(count)], "split": split,
+              "label": [labels[i % len(labels)] if labels else None for i in range(count)], "spacing": [[1.0, 1.0]] * count,
+              "low": [0.0] * count, "high": [255.0] * count, "units": ["a.u."] * count, "sha256": [""] * count,
+              "affine": [np.eye(4).ravel().tolist()] * count, "crop": [None] * count}  # fmt: skip
+    info = {"modality": "OT", "units": "a.u.", "labels": sorted(labels), "spacing": [1.0, 1.0], "source_format": "png", "hash": "d" * 16}
+    dataset.write(root, info, values, iter(images), np.dtype(np.uint8), (1, side, side))
+    return root
+
+
+def tiny_data(root: Path, labels: tuple[str, ...] = ()) -> tuple[dataset.Dataset, loop.Data]:
+    opened = dataset.Dataset.open(make_dataset(root, labels=labels))
+    rows = opened.rows("train")
+    return opened, loop.Data(opened.level(Grid.choose(16, 16, 16)), rows, opened.classes()[rows] if labels else None, None)
+
+
+def fit_tiny(run: Path, data: loop.Data, recipe: Recipe = TINY, deadline_s: float = 1e9, classes: int = 0):
+    torch.manual_seed(0)
+    objective = OBJECTIVES["synthesis"](recipe, 1, Grid.choose(16, 16, 16), classes)
+    return loop.fit(objective, recipe, data, run, CPU, deadline_s, Progress("test", recipe.images, quiet=True))
+
+
+def weights(network: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.flatten() for parameter in network.parameters()])
+
+
+# ------------------------------------------------------------------------------------------------ schedules
+
+
+def test_schedules_start_and_end_where_the_recipe_says():
+    recipe = replace(TINY, images=1000)
+    start, end = schedule(recipe, 0), schedule(recipe, 1000)
+    assert (start.learning_rate, start.beta2, start.gamma, start.augment, start.ema_decay) == (1e-3, 0.9, 0.1, 0.0, 0.0)
+    assert (end.learning_rate, end.beta2, end.gamma, end.augment) == pytest.approx((2.5e-4, 0.99, 0.01, 0.5))
+    half = schedule(recipe, int(0.5 * recipe.burn_in * 1000))
+    assert half.gamma == pytest.approx((0.1 + 0.01) / 2)  # a cosine's middle
+    assert end.ema_decay == pytest.approx(0.5 ** (8 / 50))  # half-life .05 * 1000 images
+
+
+def test_schedules_are_fractions_of_the_planned_images():
+    short, long = replace(TINY, images=1000, ema_cap=10**9), replace(TINY, images=10_000, ema_cap=10**9)
+    for share in (0.1, 0.3, 0.9):
+        a, b = schedule(short, int(share * 1000)), schedule(long, int(share * 10_000))
+        assert (a.learning_rate, a.beta2, a.gamma, a.augment) == pytest.approx((b.learning_rate, b.beta2, b.gamma, b.augment))
+
+
+def test_penalty_and_augmentation_follow_the_published_values():
+    assert penalty_weight(256, 3) == pytest.approx(150, rel=0.1)  # R3GAN, FFHQ-256
+    assert penalty_weight(64, 1) == pytest.approx(3.4, rel=0.02)
+    assert augmentation_strength(50) == augmentation_strength(100) == 0.8
+    assert augmentation_strength(1000) == pytest.approx(0.55)
+    assert augmentation_strength(10**6) == 0.0
+
+
+# ------------------------------------------------------------------------------------------------ probe
+
+
+def test_probe_takes_the_largest_grid_that_shows_enough_images():
+    task = Task(1, 512, 512, 0, 700)
+    rate = 100.0  # at 64 px
+    enough = FEWEST_IMAGES / rate / 0.95
+    assert affordable(task, 64, rate, enough * 1.01) == 64
+    assert affordable(task, 64, rate, enough * 0.99) == 32
+    assert affordable(task, 64, rate, enough * 4.04) == 128
+    assert affordable(Task(1, 28, 28, 0, 700), 28, rate, 1e6) == 28  # never beyond the stored images
+
+
+def test_probe_times_real_steps_and_plans_the_images_that_fit():
+    task = Task(1, 16, 16, 2, 20)
+    recipe = for_grid(TINY, task, 16)
+    step_s = time_step(recipe, task, CPU, budget_s=0.0)
+    assert 0 < step_s < 5
+    probed = Probe(recipe, step_s=0.5, reasons=("why",))
+    assert probed.images_in(100.0) == 8 * 190  # 95 s of 0.5 s steps of 8 images
+    planned, reasons = probed.lasting(1520)
+    assert planned.images == 1520 and reasons[0] == "why" and "1,520 images" in reasons[-1]
+
+
+# ------------------------------------------------------------------------------------------------ loop
+
+
+def test_batches_are_epochs_without_repetition_and_depend_on_seed_and_step(tmp_path):
+    _, data = tiny_data(tmp_path / "d")
+    drawn = np.concatenate([loop.draw_rows(TINY, step, data) for step in range(5)])  # 40 of 20 rows: two epochs
+    assert sorted(drawn[:20]) == sorted(drawn[20:]) == list(range(20))
+    assert np.array_equal(loop.draw_rows(TINY, 3, data), drawn[24:32])
+    assert not np.array_equal(loop.draw_rows(replace(TINY, seed=1), 3, data), drawn[24:32])
+
+
+def test_unbalanced_classes_are_drawn_by_the_square_root_of_their_counts():
+    data = loop.Data(None, np.arange(1010), np.array([0] * 10 + [1] * 1000), None)
+    recipe = replace(TINY, batch=2000)
+    share = np.mean(loop.draw_rows(recipe, 0, data) < 10)
+    assert share == pytest.approx(10**0.5 / (10**0.5 + 1000**0.5), abs=0.02)
+
+
+def test_discriminator_gradients_equal_plain_autograd_on_the_written_loss(tmp_path):
+    """The objective against the equation: softplus(-(D(x) - D(G(z)))) + gamma/2 (R1 + R2), unaugmented."""
+    torch.manual_seed(0)
+    objective = OBJECTIVES["synthesis"](TINY, 1, Grid.choose(16, 16, 16), 0)
+    random = torch.Generator().manual_seed(0)
+    batch = Batch(torch.randn(8, 1, 16, 16, generator=random), None, torch.randn(8, 8, generator=random), 0.7, 0.0, random)
+    loss, _ = objective.discriminator_loss(batch)
+    found = torch.autograd.grad(loss, list(objective.discriminator.parameters()))
+    d, x, fake = objective.discriminator, batch.images.clone().requires_grad_(True), objective.generator(batch.z).detach().requires_grad_(True)
+    r1, r2 = (torch.autograd.grad(d(image).sum(), image, create_graph=True)[0].square().sum() / 8 for image in (x, fake))
+    wanted = torch.nn.functional.softplus(-(d(x) - d(fake))).mean() + 0.35 * (r1 + r2)
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
+    for a, b in zip(found, torch.autograd.grad(wanted, list(d.parameters()))):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_average_follows_its_half_life(tmp_path):
+    _, data = tiny_data(tmp_path / "d")
+    still = replace(TINY, learning_rate=0.0, learning_rate_end=0.0)
+    average, _ = fit_tiny(tmp_path / "run", data, still)
+    torch.manual_seed(0)
+    start = OBJECTIVES["synthesis"](still, 1, Grid.choose(16, 16, 16), 0).generator
+    torch.testing.assert_close(weights(average), weights(start).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_cut_and_resumed_run_ends_with_the_same_bits(tmp_path):
+    _, data = tiny_data(tmp_path / "d")
+    whole, _ = fit_tiny(tmp_path / "whole", data)
+    _, first = fit_tiny(tmp_path / "cut", data, deadline_s=0.0)
+    assert first["cut"] and first["images"] == 8
+    resumed, last = fit_tiny(tmp_path / "cut", data)
+    assert last["images"] == 96 and not last["cut"]
+    assert torch.equal(weights(whole), weights(resumed))
+    saved = [load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "cut")]
+    assert saved[0].keys() == saved[1].keys()
+    assert all(torch.equal(saved[0][key], saved[1][key]) for key in saved[0])
+    assert any(key.startswith("discriminator.") and key.endswith("exp_avg_sq") for key in saved[0])
+
+
+def test_log_rows_after_the_checkpoint_are_dropped_on_resume(tmp_path):
+    log = checkpoint.Log(tmp_path, 0)
+    for images in (8, 16, 24):
+        log.write({"kind": "tick", "images": images})
+    log.close()
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"kind": "tick", "ima')  # cut by a kill
+    checkpoint.Log(tmp_path, 16).close()
+    assert [row["images"] for row in checkpoint.read_log(tmp_path / "log.jsonl")] == [8, 16]
+
+
+def test_a_loss_that_is_not_finite_moves_no_weight_and_too_many_end_the_run(tmp_path):
+    level = dataset.Level(np.full((20, 1, 16, 16), np.nan, np.float32), np.zeros(20, np.float32), np.ones(20, np.float32))
+    with pytest.raises(RuntimeError, match="another --seed"):
+        fit_tiny(tmp_path / "run", loop.Data(level, np.arange(20), None, None), replace(TINY, images=8 * 40, ticks=10))
+    saved = load_file(tmp_path / "run" / "checkpoint.safetensors")
+    assert all(torch.isfinite(value).all() for value in saved.values())
+    means = loop.Means()
+    for _ in range(loop.LONGEST_FAULT):
+        means.add({"loss_d": float("inf")})
+    means.add({"loss_d": 1.0})
+    assert means.take()["loss_d"] == 1.0 and means.faults == 0
+
+
+def test_quality_is_near_one_for_real_images_and_large_for_noise():
+    random = np.random.default_rng(0)
+
+    def blobs(count, seed):
+        return torch.nn.functional.interpolate(torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(seed)), size=(32, 32), mode="bilinear").clamp(-1, 1).numpy()
+
+    real = watch.reference(blobs(300, 0), blobs(100, 1), 0, CPU)
+
+    class Fixed(torch.nn.Module):
+        latent = 4
+
+        def __init__(self, images):
+            super().__init__()
+            self.images, self.at = torch.from_numpy(images), 0
+
+        def forward(self, z, classes=None):
+            self.at += len(z)
+            return self.images[self.at - len(z) : self.at]
+
+    good = watch.measure(Fixed(blobs(100, 2)), 0, [], real, CPU)
+    noise = watch.measure(Fixed(random.uniform(-1, 1, (100, 1, 32, 32)).astype(np.float32)), 0, [], real, CPU)
+    collapsed = watch.measure(Fixed(np.repeat(blobs(1, 3), 100, axis=0)), 0, [], real, CPU)
+    assert 0.7 < good["quality"] < 1.4 and 0.9 < good["diversity"] < 1.1
+    assert noise["quality"] > 10 and collapsed["diversity"] < 0.01
+    assert real.name == "validation"
+    assert watch.reference(blobs(40, 0), blobs(3, 1), 0, CPU).name == "train"
+    assert watch.reference(blobs(8, 0), blobs(3, 1), 0, CPU) is None
+
+
+# ------------------------------------------------------------------------------------------------ the verb
+
+
+def test_train_leaves_a_whole_run_and_a_model_without_the_discriminator(tmp_path):
+    made = make_dataset(tmp_path / "data", labels=("large", "small"))
+    result = train(made, tmp_path / "run", images=64, seed=1)
+    assert result["images"] >= 64 and result["grid"] == [16, 16]
+    run = tmp_path / "run"
+    recipe = json.loads((run / "recipe.json").read_text())
+    assert recipe["precision"] in ("bf16", "fp32") and recipe["train_images"] == 20 and recipe["reasons"]
+    ticks = checkpoint.read_log(run / "log.jsonl")
+    assert ticks[-1]["images"] == result["images"] and np.isfinite(ticks[-1]["loss_d"])
+    assert list((run / "samples").glob("*.png")) and list((run / "events").iterdir())
+    names = load_file(run / "model" / "model.safetensors").keys()
+    assert not any("down" in name for name in names) and "embed.weight" in names
+    again = train(made, run, images=64, seed=1)
+    assert again["hash"] == result["hash"]
+
+
+def test_a_folder_with_another_run_is_refused_with_the_way_out(tmp_path):
+    made = make_dataset(tmp_path / "data")
+    train(made, tmp_path / "run", images=8)
+    with pytest.raises(ValueError, match=r"seed 0 -> 7.*choose another folder"):
+        train(made, tmp_path / "run", images=8, seed=7)
+
+
+def test_wrong_input_gets_one_clear_sentence(tmp_path):
+    with pytest.raises(ValueError, match="scansmith prepare"):
+        train(tmp_path, tmp_path / "run")
+    made = make_dataset(tmp_path / "data")
+    with pytest.raises(ValueError, match=r"expected a recipe of \['relativistic'\], got 'stylegan'"):
+        train(made, tmp_path / "run", recipe="stylegan")
+    with pytest.raises(ValueError, match="at least 4 training images"):
+        train(make_dataset(tmp_path / "few", count=6), tmp_path / "run2")
+    with pytest.raises(ValueError, match="this machine"):
+        train(made, tmp_path / "run3", device="cuda:99")
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_train import TINY, fit_tiny, tiny_data, loop
+from scansmith import dataset
+from scansmith.preprocess import Grid
+from dataclasses import replace
+opened = dataset.Dataset.open({data!r})
+data = loop.Data(opened.level(Grid.choose(16, 16, 16)), opened.rows("train"), None, None)
+fit_tiny(Path({run!r}), data, replace(TINY, images=8 * 300, ticks=60))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, number):
+    """SIGKILL at some moment (resumes from the last tick) and SIGTERM (stops cleanly at the step)."""
+    _, data = tiny_data(tmp_path / "data")
+    recipe = replace(TINY, images=8 * 300, ticks=60)
+    whole, _ = fit_tiny(tmp_path / "whole", data, recipe)
+    run = tmp_path / "killed"
+    script = SCRIPT.format(tests=str(Path(__file__).parent), data=str(tmp_path / "data"), run=str(run))
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    limit = time.monotonic() + 60
+    while not (run / "checkpoint.safetensors").is_file() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, words = process.communicate(timeout=60)
+    assert process.returncode != 0, "the run was over before it was killed"
+    if number == signal.SIGTERM:
+        assert "the same command goes on" in words
+    resumed, outcome = fit_tiny(run, data, recipe)
+    assert outcome["images"] == 8 * 300
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_a_full_disk_while_checkpointing_keeps_the_last_good_one(tmp_path, monkeypatch):
+    import errno
+
+    _, data = tiny_data(tmp_path / "d")
+    whole, _ = fit_tiny(tmp_path / "whole", data)
+    run, real = tmp_path / "run", checkpoint.save_file
+    calls = []
+
+    def full(tensors, path, metadata=None):
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="free some space"):
+        fit_tiny(run, data)
+    assert not list(run.glob(".*partial"))
+    resumed, _ = fit_tiny(run, data)
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_recipes_train_two_steps(tmp_path):
+    _, data = tiny_data(tmp_path / "d", labels=("large", "small"))
+    for name, recipe in RECIPES.items():
+        small = replace(recipe, width=8, batch=8, images=16, ticks=1, gamma=1.0, gamma_end=0.1, augment=0.3, threads=1)
+        average, outcome = fit_tiny(tmp_path / name, data, small, classes=2)
+        assert outcome["images"] == 16 and torch.isfinite(weights(average)).all()
