@@ -16,9 +16,13 @@ INFO = {"modality": "CT", "labels": ["a", "b"]}
 def columns(count):
     rows = {name: [0] * count for name in dataset.COLUMNS}
     return rows | {
-        "case": [f"case{i}" for i in range(count)], "split": ["train", "holdout"] * (count // 2) + ["train"] * (count % 2),
+        "case": [f"case{i}" for i in range(count)],
+        "split": ["train", "holdout"] * (count // 2) + ["train"] * (count % 2),
         "label": ["a", None, "b"] * (count // 3) + ["a"] * (count % 3),
-        "low": [-1024.0] * count, "high": [1000.0] * count, "units": ["HU"] * count}
+        "low": [-1024.0] * count,
+        "high": [1000.0] * count,
+        "units": ["HU"] * count,
+    }
 
 
 def images(count, shape=(1, 5, 7), dtype=np.int16):
@@ -62,7 +66,9 @@ def test_a_level_holds_every_image_on_the_grid_and_encodes_as_the_intensity_map_
     level = opened.level(grid)
     for row in range(6):
         np.testing.assert_array_equal(level.array[row], grid.apply(array[row], -1024))
-        np.testing.assert_allclose(level.batch(np.array([row]))[0], opened.intensity(row).encode(level.array[row]), atol=1e-6)
+        np.testing.assert_allclose(
+            level.batch(np.array([row]))[0], opened.intensity(row).encode(level.array[row]), atol=1e-6
+        )
     made = (tmp_path / "levels" / f"{grid.height}x{grid.width}.npy").stat().st_mtime_ns
     opened.level(grid)
     assert (tmp_path / "levels" / f"{grid.height}x{grid.width}.npy").stat().st_mtime_ns == made
@@ -82,14 +88,18 @@ def test_an_interrupted_write_leaves_no_dataset_and_the_next_one_leaves_nothing_
         Dataset.open(tmp_path)
     assert not list((tmp_path / "levels").iterdir())
     dataset.write(tmp_path, INFO, columns(4), array[:4], np.dtype(np.int16), (1, 5, 7))
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"dataset.json", "manifest.json", "images-00000.npy"}
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
+        "dataset.json",
+        "manifest.json",
+        "images-00000.npy",
+    }
 
 
 def test_a_copy_that_lost_a_shard_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "SHARD_BYTES", 2 * 70)
     dataset.write(tmp_path, INFO, columns(6), images(6), np.dtype(np.int16), (1, 5, 7))
     (tmp_path / "images-00001.npy").unlink()
-    with pytest.raises(ValueError, match="expected 6 images .* found 4"):
+    with pytest.raises(ValueError, match=r"expected 6 images .* found 4"):
         Dataset.open(tmp_path)
 
 

@@ -24,8 +24,13 @@ from pydicom.uid import (
 from scansmith import formats
 from scansmith.formats import FormatError
 
-STORAGE = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4", "CR": "1.2.840.10008.5.1.4.1.1.1",
-           "DX": "1.2.840.10008.5.1.4.1.1.1.1", "SC": "1.2.840.10008.5.1.4.1.1.7"}
+STORAGE = {
+    "CT": "1.2.840.10008.5.1.4.1.1.2",
+    "MR": "1.2.840.10008.5.1.4.1.1.4",
+    "CR": "1.2.840.10008.5.1.4.1.1.1",
+    "DX": "1.2.840.10008.5.1.4.1.1.1.1",
+    "SC": "1.2.840.10008.5.1.4.1.1.7",
+}
 AXIAL = [1, 0, 0, 0, 1, 0]
 
 
@@ -38,11 +43,23 @@ def make(path, pixels, modality="CT", syntax=ExplicitVRLittleEndian, **tags):
     meta.MediaStorageSOPInstanceUID = f"1.2.3.{abs(hash(str(path))) % 10**9}"
     dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
     defaults = {
-        "SOPClassUID": STORAGE[modality], "SOPInstanceUID": meta.MediaStorageSOPInstanceUID, "Modality": modality,
-        "PatientID": "P1", "StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4", "FrameOfReferenceUID": "1.2.3.5",
-        "ImagePositionPatient": [0, 0, 0], "ImageOrientationPatient": AXIAL, "PixelSpacing": [2.0, 0.5], "SliceThickness": 3,
-        "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "Rows": pixels.shape[0], "Columns": pixels.shape[1],
-        "BitsAllocated": 8 * pixels.dtype.itemsize, "BitsStored": 8 * pixels.dtype.itemsize,
+        "SOPClassUID": STORAGE[modality],
+        "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
+        "Modality": modality,
+        "PatientID": "P1",
+        "StudyInstanceUID": "1.2.3",
+        "SeriesInstanceUID": "1.2.3.4",
+        "FrameOfReferenceUID": "1.2.3.5",
+        "ImagePositionPatient": [0, 0, 0],
+        "ImageOrientationPatient": AXIAL,
+        "PixelSpacing": [2.0, 0.5],
+        "SliceThickness": 3,
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": pixels.shape[0],
+        "Columns": pixels.shape[1],
+        "BitsAllocated": 8 * pixels.dtype.itemsize,
+        "BitsStored": 8 * pixels.dtype.itemsize,
         "PixelRepresentation": int(pixels.dtype.kind == "i"),
     }
     if modality == "CT":
@@ -79,6 +96,7 @@ def ct_pixels():
 
 # ------------------------------------------------------------------------------------------------ values
 
+
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32])
 @pytest.mark.parametrize(("slope", "intercept"), [(1, 0), (1, -1024), (2, 5), (0.25, -3.5), (1.0002441, -1024)])
 def test_values_are_those_of_pydicoms_own_rescale(tmp_path, dtype, slope, intercept):
@@ -89,7 +107,12 @@ def test_values_are_those_of_pydicoms_own_rescale(tmp_path, dtype, slope, interc
     dataset = pydicom.dcmread(path)
     expected = apply_rescale(pixel_array(dataset), dataset)
     whole = float(slope).is_integer() and float(intercept).is_integer()
-    assert image.array.dtype.kind == ("f" if not whole else image.array.dtype.kind) and image.array.shape == (1, 8, 6, 1)
+    assert image.array.dtype.kind == ("f" if not whole else image.array.dtype.kind) and image.array.shape == (
+        1,
+        8,
+        6,
+        1,
+    )
     assert np.array_equal(image.array[0, :, :, 0].T, expected if whole else expected.astype(np.float32))
     assert image.array.dtype == dtype if (slope, intercept) == (1, 0) else image.array.dtype != np.float64
 
@@ -109,10 +132,20 @@ def test_a_modality_lut_sequence_is_applied(tmp_path):
     assert read_one(path).array[0, :, :, 0].T.tolist() == [[10, 20], [40, 80]]
 
 
-@pytest.mark.parametrize(("dtype", "bits", "value", "mirrored"), [
-    (np.uint8, 8, 3, 252), (np.uint16, 12, 100, 3995), (np.int16, 16, 5, -6), (np.uint16, 16, 1, 65534)])
+@pytest.mark.parametrize(
+    ("dtype", "bits", "value", "mirrored"),
+    [(np.uint8, 8, 3, 252), (np.uint16, 12, 100, 3995), (np.int16, 16, 5, -6), (np.uint16, 16, 1, 65534)],
+)
 def test_monochrome1_is_inverted_within_the_stored_bits(tmp_path, dtype, bits, value, mirrored):
-    image = read_one(make(tmp_path / "a", np.full((2, 2), value, dtype), "DX", PhotometricInterpretation="MONOCHROME1", BitsStored=bits))
+    image = read_one(
+        make(
+            tmp_path / "a",
+            np.full((2, 2), value, dtype),
+            "DX",
+            PhotometricInterpretation="MONOCHROME1",
+            BitsStored=bits,
+        )
+    )
     assert np.all(image.array == mirrored) and image.array.dtype == dtype
     assert image.notes == ("MONOCHROME1 inverted",)
 
@@ -129,12 +162,15 @@ def test_hounsfield_units_are_never_inverted(tmp_path):
     assert image.array[0, :, 0, 0].tolist() == [-1000, 0]
 
 
-@pytest.mark.parametrize("tags", [
-    {"PixelPaddingValue": -2000},
-    {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1900},
-    {"PixelPaddingValue": -1900, "PixelPaddingRangeLimit": -2000},
-    {},  # scanners forget the tag
-])
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"PixelPaddingValue": -2000},
+        {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1900},
+        {"PixelPaddingValue": -1900, "PixelPaddingRangeLimit": -2000},
+        {},  # scanners forget the tag
+    ],
+)
 def test_ct_padding_becomes_air(tmp_path, ct_pixels, tags):
     ct_pixels[:3] = -2000
     path = make(tmp_path / "a", ct_pixels, **tags)
@@ -168,24 +204,42 @@ def test_noise_below_air_is_not_taken_for_padding(tmp_path):
 @pytest.mark.parametrize("modality", ["MR", "CR"])
 def test_padding_outside_ct_becomes_the_lowest_value_of_the_image(tmp_path, modality):
     pixels = np.array([[-32768, 40], [50, 60]], np.int16)
-    assert read_one(make(tmp_path / "a", pixels, modality, PixelPaddingValue=-32768)).array[0, :, :, 0].T.tolist() == [[40, 40], [50, 60]]
+    assert read_one(make(tmp_path / "a", pixels, modality, PixelPaddingValue=-32768)).array[0, :, :, 0].T.tolist() == [
+        [40, 40],
+        [50, 60],
+    ]
 
 
 def test_zero_padding_below_all_else_stays_zero(tmp_path):
     pixels = np.array([[0, 40], [50, 60]], np.uint16)
-    assert read_one(make(tmp_path / "a", pixels, "MR", PixelPaddingValue=0)).array[0, :, :, 0].T.tolist() == [[0, 40], [50, 60]]
+    assert read_one(make(tmp_path / "a", pixels, "MR", PixelPaddingValue=0)).array[0, :, :, 0].T.tolist() == [
+        [0, 40],
+        [50, 60],
+    ]
 
 
 def test_padding_that_monochrome1_would_make_bright_becomes_dark(tmp_path):
     pixels = np.array([[0, 4000], [3000, 2000]], np.uint16)
-    image = read_one(make(tmp_path / "a", pixels, "DX", PhotometricInterpretation="MONOCHROME1", BitsStored=12, PixelPaddingValue=0))
+    image = read_one(
+        make(tmp_path / "a", pixels, "DX", PhotometricInterpretation="MONOCHROME1", BitsStored=12, PixelPaddingValue=0)
+    )
     assert image.array[0, :, :, 0].T.tolist() == [[95, 95], [1095, 2095]]
 
 
 # ------------------------------------------------------------------------------------------------ encodings
 
-@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless,
-                                    JPEG2000Lossless, JPEGLSLossless])
+
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        ImplicitVRLittleEndian,
+        ExplicitVRLittleEndian,
+        DeflatedExplicitVRLittleEndian,
+        RLELossless,
+        JPEG2000Lossless,
+        JPEGLSLossless,
+    ],
+)
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16])
 def test_every_lossless_syntax_gives_the_same_voxels(tmp_path, syntax, dtype):
     pixels = np.random.default_rng(2).integers(0 if dtype != np.int16 else -2000, 250, (64, 72)).astype(dtype)
@@ -193,7 +247,9 @@ def test_every_lossless_syntax_gives_the_same_voxels(tmp_path, syntax, dtype):
     assert np.array_equal(image.array[0, :, :, 0].T, pixels) and image.array.dtype == dtype
 
 
-@pytest.mark.parametrize("options", [{"syntax": JPEG2000, "j2k_cr": [4]}, {"syntax": JPEGLSNearLossless, "jls_error": 2}])
+@pytest.mark.parametrize(
+    "options", [{"syntax": JPEG2000, "j2k_cr": [4]}, {"syntax": JPEGLSNearLossless, "jls_error": 2}]
+)
 def test_lossy_padding_leaves_nothing_below_air(tmp_path, options):
     rows, columns = np.mgrid[:64, :64]
     pixels = np.where((rows - 32) ** 2 + (columns - 32) ** 2 < 900, 1000 + rows, -2000).astype(np.int16)
@@ -238,13 +294,19 @@ def test_what_simpleitk_decodes_is_neither_inverted_nor_rescaled_twice(shared_da
 
 # ------------------------------------------------------------------------------------------------ geometry
 
+
 def write_series(folder, positions, order=None, **tags):
     """One file a position (z in mm, or x, y, z); voxels say which slice they are; file names in shuffled order."""
     order = order or list(range(len(positions)))
     for k, position in enumerate(positions):
         position = [0, 0, position] if np.isscalar(position) else list(position)
-        make(folder / f"{order[k]:03d}", np.full((4, 6), 1024 + k, np.int16), ImagePositionPatient=position,
-             SOPInstanceUID=f"1.2.3.9.{k}", **tags)
+        make(
+            folder / f"{order[k]:03d}",
+            np.full((4, 6), 1024 + k, np.int16),
+            ImagePositionPatient=position,
+            SOPInstanceUID=f"1.2.3.9.{k}",
+            **tags,
+        )
 
 
 def test_a_shuffled_series_is_sorted_by_position(tmp_path):
@@ -264,7 +326,12 @@ def test_an_oblique_series_lies_where_simpleitk_says(tmp_path):
     column = np.array([-np.sin(angle) * np.cos(tip), np.cos(angle) * np.cos(tip), np.sin(tip)])
     normal = np.cross(row, column)
     positions = [np.round(np.array([-10, 20, 5]) + k * 1.5 * normal, 6) for k in range(5)]
-    write_series(tmp_path, positions, order=[4, 1, 0, 3, 2], ImageOrientationPatient=[round(float(x), 8) for x in (*row, *column)])
+    write_series(
+        tmp_path,
+        positions,
+        order=[4, 1, 0, 3, 2],
+        ImageOrientationPatient=[round(float(x), 8) for x in (*row, *column)],
+    )
     image = read_one(tmp_path)
     reference = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(tmp_path)))
     for index in [(0, 0, 0), (5, 0, 0), (0, 3, 0), (5, 3, 4)]:
@@ -272,12 +339,15 @@ def test_an_oblique_series_lies_where_simpleitk_says(tmp_path):
         assert np.allclose(image.affine @ [*index, 1], [-lps[0], -lps[1], lps[2], 1], atol=1e-3)
 
 
-@pytest.mark.parametrize(("positions", "words"), [
-    ([0, 5, 15], "gaps of 5, 10 mm"),
-    ([0, 1, 2, 3, 4, 5, 7, 8], "gaps of 1, 2 mm"),
-    ([0, 0.05, 0.15], "gaps of 0.05, 0.1 mm"),
-    ([(0, 0, 0), (0, 1.67, 5), (0, 3.34, 10)], "18.5 degrees off their normal (gantry tilt)"),
-])
+@pytest.mark.parametrize(
+    ("positions", "words"),
+    [
+        ([0, 5, 15], "gaps of 5, 10 mm"),
+        ([0, 1, 2, 3, 4, 5, 7, 8], "gaps of 1, 2 mm"),
+        ([0, 0.05, 0.15], "gaps of 0.05, 0.1 mm"),
+        ([(0, 0, 0), (0, 1.67, 5), (0, 3.34, 10)], "18.5 degrees off their normal (gantry tilt)"),
+    ],
+)
 def test_an_uneven_or_tilted_series_is_used_slice_by_slice(tmp_path, positions, words):
     write_series(tmp_path, positions)
     sources, skipped = formats.discover(tmp_path)
@@ -312,22 +382,42 @@ def test_different_images_at_one_position_that_no_tag_tells_apart_are_used_one_b
     assert all("no tag tells apart" in source.notes[0] for source in sources)
 
 
-@pytest.mark.parametrize("tag", [("EchoTime", 2, 4), ("ImageType", ["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]), ("AcquisitionNumber", 1, 2)])
+@pytest.mark.parametrize(
+    "tag",
+    [
+        ("EchoTime", 2, 4),
+        ("ImageType", ["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]),
+        ("AcquisitionNumber", 1, 2),
+    ],
+)
 def test_echoes_of_one_series_become_volumes_of_their_own(tmp_path, tag):
     name, first, second = tag
     write_series(tmp_path / "a", [0, 5, 10], **{name: first})
     for k in range(3):
-        make(tmp_path / "b" / str(k), np.full((4, 6), 50 + k, np.int16), ImagePositionPatient=[0, 0, 5 * k], **{name: second})
+        make(
+            tmp_path / "b" / str(k),
+            np.full((4, 6), 50 + k, np.int16),
+            ImagePositionPatient=[0, 0, 5 * k],
+            **{name: second},
+        )
     sources, _ = formats.discover(tmp_path)
     assert [source.shape for source in sources] == [(6, 4, 3)] * 2
     assert formats.read(sources[1]).array[0, 0, 0].tolist() == [50 - 1024, 51 - 1024, 52 - 1024]
 
 
-@pytest.mark.parametrize("other", [{"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}, {"PixelSpacing": [1, 1]}, {"SeriesInstanceUID": "1.2.8"}])
+@pytest.mark.parametrize(
+    "other",
+    [{"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}, {"PixelSpacing": [1, 1]}, {"SeriesInstanceUID": "1.2.8"}],
+)
 def test_a_series_that_holds_two_grids_is_split(tmp_path, other):
     write_series(tmp_path / "a", [0, 5, 10])
     for k in range(2):
-        make(tmp_path / "b" / str(k), np.full((4, 6), 9, np.int16), ImagePositionPatient=[5 * k, 0, 0] if "ImageOrientationPatient" in other else [0, 0, 5 * k], **other)
+        make(
+            tmp_path / "b" / str(k),
+            np.full((4, 6), 9, np.int16),
+            ImagePositionPatient=[5 * k, 0, 0] if "ImageOrientationPatient" in other else [0, 0, 5 * k],
+            **other,
+        )
     sources, _ = formats.discover(tmp_path)
     assert [source.shape[2] for source in sources] == [3, 2]
 
@@ -337,9 +427,15 @@ def test_a_slice_without_position_stands_alone_with_its_spacing(tmp_path, ct_pix
     assert image.spacing == (0.5, 2.0, 3.0) and image.spacing_known
 
 
-@pytest.mark.parametrize(("tags", "spacing", "known"), [
-    ({}, (0.5, 2.0), True), ({"PixelSpacing": None}, (1.0, 1.0), False), ({"PixelSpacing": [0, 0]}, (1.0, 1.0), False),
-    ({"PixelSpacing": None, "ImagerPixelSpacing": [0.2, 0.1]}, (0.1, 0.2), True)])
+@pytest.mark.parametrize(
+    ("tags", "spacing", "known"),
+    [
+        ({}, (0.5, 2.0), True),
+        ({"PixelSpacing": None}, (1.0, 1.0), False),
+        ({"PixelSpacing": [0, 0]}, (1.0, 1.0), False),
+        ({"PixelSpacing": None, "ImagerPixelSpacing": [0.2, 0.1]}, (0.1, 0.2), True),
+    ],
+)
 def test_a_projection_has_its_pixel_spacing_and_two_dimensions(tmp_path, tags, spacing, known):
     path = make(tmp_path / "a", np.zeros((3, 4), np.uint16), "DX", **tags)
     (source,), _ = formats.discover(path)
@@ -356,23 +452,30 @@ def test_the_source_names_patient_and_study(tmp_path, ct_pixels):
 
 # ------------------------------------------------------------------------------------------------ refusals
 
-@pytest.mark.parametrize(("tags", "words"), [
-    ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4"}, "SOP class 1.2.840.10008.5.1.4.1.1.66.4 (Segmentation Storage) (0008,0016) is not a single-frame CT, MR, CR or DX image"),
-    ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4.1"}, "(Enhanced MR Image Storage)"),
-    ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "with Modality (0008,0060) 'CT'"),
-    ({"NumberOfFrames": 7}, "Number of Frames (0028,0008) is 7"),
-    ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "Image Type (0008,0008) LOCALIZER"),
-    ({"PhotometricInterpretation": "PALETTE COLOR"}, "Photometric Interpretation (0028,0004) 'PALETTE COLOR'"),
-    ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "'RGB' with 3 samples"),
-    ({"Rows": None}, "Rows (0028,0010) None"),
-    ({"Rows": 0}, "Rows (0028,0010) 0"),
-    ({"BitsAllocated": 64}, "Bits Allocated (0028,0100) is 64"),
-    ({"RescaleType": "Z_EFF"}, "Rescale Type (0028,1054) is 'Z_EFF'"),
-    ({"PixelSpacing": [1.0]}, "expected 2 finite numbers in PixelSpacing"),
-    ({"ImagePositionPatient": [0, 0]}, "expected 3 finite numbers in ImagePositionPatient"),
-    ({"Rows": 6500}, "it is truncated or its header is wrong"),
-    ({"Rows": 65535, "Columns": 65535}, "expected at most 2^31 voxels"),
-])
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        (
+            {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4"},
+            "SOP class 1.2.840.10008.5.1.4.1.1.66.4 (Segmentation Storage) (0008,0016) is not a single-frame CT, MR, CR or DX image",
+        ),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4.1"}, "(Enhanced MR Image Storage)"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "with Modality (0008,0060) 'CT'"),
+        ({"NumberOfFrames": 7}, "Number of Frames (0028,0008) is 7"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "Image Type (0008,0008) LOCALIZER"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "Photometric Interpretation (0028,0004) 'PALETTE COLOR'"),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "'RGB' with 3 samples"),
+        ({"Rows": None}, "Rows (0028,0010) None"),
+        ({"Rows": 0}, "Rows (0028,0010) 0"),
+        ({"BitsAllocated": 64}, "Bits Allocated (0028,0100) is 64"),
+        ({"RescaleType": "Z_EFF"}, "Rescale Type (0028,1054) is 'Z_EFF'"),
+        ({"PixelSpacing": [1.0]}, "expected 2 finite numbers in PixelSpacing"),
+        ({"ImagePositionPatient": [0, 0]}, "expected 3 finite numbers in ImagePositionPatient"),
+        ({"Rows": 6500}, "it is truncated or its header is wrong"),
+        ({"Rows": 65535, "Columns": 65535}, "expected at most 2^31 voxels"),
+    ],
+)
 def test_what_is_no_plain_slice_is_skipped_with_the_tag(tmp_path, ct_pixels, tags, words):
     assert words in reason(make(tmp_path / "a", ct_pixels, **tags))
 
@@ -384,7 +487,10 @@ def test_a_syntax_without_decoder_is_named(tmp_path, ct_pixels):
     dataset.PixelData = pydicom.encaps.encapsulate([b"\0\0\1\xb3" * 20])
     dataset["PixelData"].is_undefined_length = True
     dataset.save_as(path)
-    assert "transfer syntax 1.2.840.10008.1.2.4.100 (MPEG2 Main Profile / Main Level) (0002,0010) cannot be decoded" in reason(path)
+    assert (
+        "transfer syntax 1.2.840.10008.1.2.4.100 (MPEG2 Main Profile / Main Level) (0002,0010) cannot be decoded"
+        in reason(path)
+    )
 
 
 def test_an_absurd_compressed_size_takes_no_memory(tmp_path, ct_pixels):
@@ -451,6 +557,7 @@ def test_broken_bytes_raise_nothing_but_format_errors(tmp_path, ct_pixels):
 
 # ------------------------------------------------------------------------------------------------ real scans
 
+
 def test_every_varied_file_comes_out_right_or_is_skipped_with_a_reason(shared_data, capfd):
     root = shared_data / "dicom_varied"
     sources, skipped = formats.discover(root)
@@ -474,7 +581,9 @@ def test_every_varied_file_comes_out_right_or_is_skipped_with_a_reason(shared_da
                 assert np.allclose(total, total[0, 0], rtol=0, atol=1e-3)
             elif image.modality == "CT":
                 kept = expected >= -1024
-                assert np.allclose(found[kept], expected[kept], rtol=0, atol=1e-3) and np.all(found[~kept] <= np.maximum(expected[~kept], -1024))
+                assert np.allclose(found[kept], expected[kept], rtol=0, atol=1e-3) and np.all(
+                    found[~kept] <= np.maximum(expected[~kept], -1024)
+                )
             else:
                 assert np.array_equal(found, expected.astype(np.float32) if found.dtype.kind == "f" else expected)
     assert capfd.readouterr().err == ""

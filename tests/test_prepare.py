@@ -24,6 +24,7 @@ from scansmith.image import Image
 from scansmith.prepare import fingerprint, labels, plan, prepare, split, write
 from scansmith.prepare.ledger import Ledger
 from scansmith.prepare.slices import Placement, cut, is_mask, why_empty
+from scansmith.prepare.store import Stored
 from scansmith.prepare.summary import scrub
 from scansmith.runtime import derive_seed
 
@@ -80,11 +81,23 @@ def dicom(path, hu, patient="P1", modality="CT", series="1", position=0.0, **tag
 def ct_patients(folder, patients=10, slices=3):
     for p in range(patients):
         for k in range(slices):
-            dicom(folder / f"p{p}" / f"{k}.dcm", noise(p, k, low=-1024, high=900, dtype=np.int32), f"P{p}", position=2.0 * k)
+            dicom(
+                folder / f"p{p}" / f"{k}.dcm",
+                noise(p, k, low=-1024, high=900, dtype=np.int32),
+                f"P{p}",
+                position=2.0 * k,
+            )
     return folder
 
 
+@pytest.fixture(scope="module")
+def ct_scans(tmp_path_factory):
+    """Ten CT patients of three slices; tests read it and never change it."""
+    return ct_patients(tmp_path_factory.mktemp("ct") / "scans")
+
+
 # ------------------------------------------------------------------------------------------------ split
+
 
 @given(st.integers(0, 500))
 def test_every_patient_goes_somewhere_and_the_holdout_comes_first(total):
@@ -103,22 +116,39 @@ def test_every_patient_goes_somewhere_and_the_holdout_comes_first(total):
 def test_classes_are_spread_in_proportion_and_the_totals_are_kept(sizes):
     names = {f"{label}-{i}": str(label) for label, size in enumerate(sizes) for i in range(size)}
     chosen = split.assign({name: [name] for name in names}, names, seed=0)
-    assert Counter(chosen.values()) == Counter({name: count for name, count in split.counts(sum(sizes)).items() if count})
+    assert Counter(chosen.values()) == Counter(
+        {name: count for name, count in split.counts(sum(sizes)).items() if count}
+    )
     totals = split.counts(sum(sizes))
     for label, size in enumerate(sizes):
         own = Counter(chosen[name] for name in names if names[name] == str(label))
         assert all(abs(own[part] - size * totals[part] / sum(sizes)) < 2 for part in SPLITS)
 
 
-@given(st.lists(st.tuples(st.integers(0, 15), st.integers(0, 30), st.sampled_from(["a", "b", None])), min_size=1, max_size=80), st.integers(0, 5))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 15), st.integers(0, 30), st.sampled_from(["a", "b", None])), min_size=1, max_size=80
+    ),
+    st.integers(0, 5),
+)
 def test_no_patient_and_no_copy_of_an_image_crosses_a_split(scans, seed):
     ledger = Ledger()
     for scan, (_, image, _) in enumerate(scans):
-        stored = write.store_all.__globals__["Stored"](
-            images=np.zeros((1, 1, 1, 1)), slices=[0], affines=[None], spacing=None, crop=[], window=None, values=np.zeros(1),
-            hashes=[str(image)], empty={})
+        stored = Stored(
+            images=np.zeros((1, 1, 1, 1)),
+            slices=[0],
+            affines=[None],
+            spacing=None,
+            crop=[],
+            window=None,
+            values=np.zeros(1),
+            hashes=[str(image)],
+            empty={},
+        )
         list(ledger.note(scan, stored))
-    found = fingerprint.Survey(Path(), None, [], [str(patient) for patient, _, _ in scans], [label for _, _, label in scans], [], {})
+    found = fingerprint.Survey(
+        Path(), None, [], [str(patient) for patient, _, _ in scans], [label for _, _, label in scans], [], {}
+    )
     splits = write.split_scans(found, ledger, seed)
     for key in (0, 1):  # patient, image
         seen: dict[int, set[str]] = {}
@@ -157,8 +187,8 @@ def test_dicom_patients_stay_whole_and_a_copy_ties_two_patients(tmp_path):
     assert len(where) == 10
     assert all(len(parts) == 1 for parts in where.values())
     private = json.loads((tmp_path / "d.private.json").read_text())
-    owner = {entry["patient"]: part for case, entry in private["cases"].items()
-             for part in [opened.columns["split"][opened.columns["case"].index(case)]] if case in opened.columns["case"]}
+    parts = dict(zip(opened.columns["case"], opened.columns["split"]))
+    owner = {entry["patient"]: parts[case] for case, entry in private["cases"].items() if case in parts}
     assert owner["patient:P0"] == owner["patient:P9"]
 
 
@@ -170,7 +200,12 @@ def test_the_slices_of_a_volume_stay_together_when_no_patient_is_known(tmp_path)
     assert result["split_level"] == "image"
     assert any("no patient known" in line for line in result["plan"])
     assert len(set(zip(columns["case"], columns["split"]))) == 5
-    assert {name: size["patients"] for name, size in result["splits"].items()} == {"train": 3, "validation": 1, "calibration": 0, "holdout": 1}
+    assert {name: size["patients"] for name, size in result["splits"].items()} == {
+        "train": 3,
+        "validation": 1,
+        "calibration": 0,
+        "holdout": 1,
+    }
 
 
 def test_placeholders_in_patient_id_do_not_make_one_patient_of_all():
@@ -181,6 +216,7 @@ def test_placeholders_in_patient_id_do_not_make_one_patient_of_all():
 
 
 # ------------------------------------------------------------------------------------------------ geometry
+
 
 def volume(codes, spacing, shape, tilt=0.0):
     """A volume whose values are its place in the patient, 3 x + 5 y + 7 z (mm), stored along any axes."""
@@ -218,8 +254,10 @@ def test_every_pixel_of_a_slice_lies_where_its_affine_says(codes, tilt):
 
 
 @pytest.mark.parametrize("codes", CODES)
-@pytest.mark.parametrize("thick, plane, across, down", [
-    ("S", "axial", (0, -1), (1, -1)), ("A", "coronal", (0, -1), (2, -1)), ("R", "sagittal", (1, -1), (2, -1))])
+@pytest.mark.parametrize(
+    "thick, plane, across, down",
+    [("S", "axial", (0, -1), (1, -1)), ("A", "coronal", (0, -1), (2, -1)), ("R", "sagittal", (1, -1), (2, -1))],
+)
 def test_a_volume_is_cut_across_its_thick_slices_and_shown_upright(codes, thick, plane, across, down):
     opposite = {"R": "L", "A": "P", "S": "I"}
     spacing = tuple(4.0 if code in (thick, opposite[thick]) else 0.9 for code in codes)
@@ -237,7 +275,9 @@ def test_dicom_and_pictures_keep_their_stored_orientation():
     np.testing.assert_array_equal(cut(image, "dicom").affine, image.affine)
 
 
-@pytest.mark.parametrize("size, spacing", [((40, 50), (1.0, 1.0)), ((80, 100), (0.5, 0.5)), ((60, 20), (1.0, 2.0)), ((25, 35), (1.0, 1.0))])
+@pytest.mark.parametrize(
+    "size, spacing", [((40, 50), (1.0, 1.0)), ((80, 100), (0.5, 0.5)), ((60, 20), (1.0, 2.0)), ((25, 35), (1.0, 1.0))]
+)
 def test_a_resampled_cropped_and_padded_pixel_lies_where_its_affine_says(size, spacing):
     slices = cut(volume("LPS", (spacing[1], spacing[0], 5.0), (size[1], size[0], 1)), "dicom")
     place = Placement.choose(size, slices.spacing, (32, 44), (1.0, 1.0))
@@ -251,8 +291,12 @@ def test_a_resampled_cropped_and_padded_pixel_lies_where_its_affine_says(size, s
     np.testing.assert_allclose(stored[inside], expected[inside], atol=1e-2)
     np.testing.assert_allclose(place.spacing(slices.spacing), (1.0, 1.0), rtol=0.02)
     top, left, height, width = place.box
-    source = value_at(slices.affine @ np.array([[1, 0, 0, left - 0.5], [0, 1, 0, top - 0.5], [0, 0, 1, 0], [0, 0, 0, 1]]), 1, 1)
-    corner = value_at(place.affine(slices, 0) @ np.array([[1, 0, 0, -0.5], [0, 1, 0, -0.5], [0, 0, 1, 0], [0, 0, 0, 1]]), 1, 1)
+    source = value_at(
+        slices.affine @ np.array([[1, 0, 0, left - 0.5], [0, 1, 0, top - 0.5], [0, 0, 1, 0], [0, 0, 0, 1]]), 1, 1
+    )
+    corner = value_at(
+        place.affine(slices, 0) @ np.array([[1, 0, 0, -0.5], [0, 1, 0, -0.5], [0, 0, 1, 0], [0, 0, 0, 1]]), 1, 1
+    )
     np.testing.assert_allclose(source, corner)
     assert (height * spacing[0], width * spacing[1]) == pytest.approx((32, 44), rel=0.02)
 
@@ -272,7 +316,10 @@ def test_volumes_of_several_sizes_get_one_grid_and_keep_their_place(tmp_path):
     prepare(tmp_path / "scans", tmp_path / "d", modality="MR")
     opened = Dataset.open(tmp_path / "d")
     assert opened.shape == (1, 40, 30)
-    number = {case: int(Path(entry["files"][0]).stem) for case, entry in json.loads((tmp_path / "d.private.json").read_text())["cases"].items()}
+    number = {
+        case: int(Path(entry["files"][0]).stem)
+        for case, entry in json.loads((tmp_path / "d.private.json").read_text())["cases"].items()
+    }
     for row in range(len(opened)):
         expected = value_at(np.array(opened.columns["affine"][row]), 40, 30) + number[opened.columns["case"][row]]
         inside = opened.image(row)[0] != np.float32(min(opened.columns["low"][row], 0))
@@ -290,11 +337,14 @@ def test_non_square_images_stay_non_square_and_are_capped_without_distortion(tmp
 
 # ------------------------------------------------------------------------------------------------ values
 
-def test_hounsfield_units_go_through_exactly(tmp_path):
-    scans = ct_patients(tmp_path / "scans")
+
+def test_hounsfield_units_go_through_exactly(ct_scans, tmp_path):
+    scans = ct_scans
     prepare(scans, tmp_path / "d")
     opened = Dataset.open(tmp_path / "d")
-    files = {case: entry["files"] for case, entry in json.loads((tmp_path / "d.private.json").read_text())["cases"].items()}
+    files = {
+        case: entry["files"] for case, entry in json.loads((tmp_path / "d.private.json").read_text())["cases"].items()
+    }
     assert opened.info["units"] == "HU"
     assert set(zip(opened.columns["low"], opened.columns["high"])) == {(-1024.0, 1000.0)}
     for row in range(len(opened)):
@@ -302,7 +352,9 @@ def test_hounsfield_units_go_through_exactly(tmp_path):
         hu = source.pixel_array.astype(int) - 1024
         assert opened.image(row).dtype == np.int16
         np.testing.assert_array_equal(opened.image(row)[0], hu)
-        np.testing.assert_array_equal(opened.intensity(row).decode(opened.intensity(row).encode(opened.image(row)))[0], hu)
+        np.testing.assert_array_equal(
+            opened.intensity(row).decode(opened.intensity(row).encode(opened.image(row)))[0], hu
+        )
         assert opened.columns["spacing"][row] == [0.5, 0.5]
 
 
@@ -375,10 +427,17 @@ def test_masks_beside_scans_are_left_out(tmp_path):
 
 # ------------------------------------------------------------------------------------------------ what is used
 
+
 def test_of_a_mixed_folder_the_largest_kind_is_used_and_the_rest_is_said(tmp_path):
     ct_patients(tmp_path / "scans", patients=5)
     for k in range(9):
-        dicom(tmp_path / "scans" / "mr" / f"{k}.dcm", noise("mr", k, high=900, dtype=np.int32), "M", "MR", position=2.0 * k)
+        dicom(
+            tmp_path / "scans" / "mr" / f"{k}.dcm",
+            noise("mr", k, high=900, dtype=np.int32),
+            "M",
+            "MR",
+            position=2.0 * k,
+        )
     result = prepare(tmp_path / "scans", tmp_path / "d")
     assert (result["modality"], result["images"]) == ("CT", 15)
     assert result["left_aside"] == [{"modality": "MR", "channels": 1, "dimensions": 3, "scans": 1, "images": 9}]
@@ -399,26 +458,37 @@ def test_the_user_declares_what_files_do_not_say(tmp_path):
         prepare(tmp_path / "scans", tmp_path / "c", modality="PET")
 
 
-def test_the_plan_says_what_prepare_does_and_writes_nothing(tmp_path):
-    scans = ct_patients(tmp_path / "scans")
+def test_the_plan_says_what_prepare_does_and_writes_nothing(ct_scans, tmp_path):
+    scans = ct_scans
     chosen = plan(scans)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["scans"]
+    assert not list(tmp_path.iterdir())
     result = prepare(scans, tmp_path / "d")
     opened = Dataset.open(tmp_path / "d")
-    assert (chosen.modality, chosen.images, chosen.patients) == (result["modality"], result["images"], result["patients"])
+    assert (chosen.modality, chosen.images, chosen.patients) == (
+        result["modality"],
+        result["images"],
+        result["patients"],
+    )
     assert (chosen.channels, chosen.height, chosen.width) == opened.shape
     assert list(chosen.spacing) == opened.info["spacing"] == [0.5, 0.5]
     assert [line for line in chosen.reasons if not line.startswith("intensity")] == [
-        line for line in result["plan"] if not line.startswith(("intensity", "split: "))]
+        line for line in result["plan"] if not line.startswith(("intensity", "split: "))
+    ]
 
 
-@pytest.mark.parametrize("content, words", [
-    (lambda folder: None, "found none: check the path"),
-    (lambda folder: png(folder / "one.png", noise(1)), "expected at least 8 images .* found 1"),
-    (lambda folder: (folder / "text.dcm").write_text("not a scan"), "none of them usable"),
-    (lambda folder: [png(folder / f"{i}.png", noise("same")) for i in range(9)], "expected at least 8 images .* found 1: .* 8 images are copies"),
-    (lambda folder: [png(folder / f"{i}.png", np.full((12, 10), i, np.uint8)) for i in range(9)], "no contrast"),
-])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (lambda folder: None, "found none: check the path"),
+        (lambda folder: png(folder / "one.png", noise(1)), "expected at least 8 images .* found 1"),
+        (lambda folder: (folder / "text.dcm").write_text("not a scan"), "none of them usable"),
+        (
+            lambda folder: [png(folder / f"{i}.png", noise("same")) for i in range(9)],
+            "expected at least 8 images .* found 1: .* 8 images are copies",
+        ),
+        (lambda folder: [png(folder / f"{i}.png", np.full((12, 10), i, np.uint8)) for i in range(9)], "no contrast"),
+    ],
+)
 def test_a_folder_with_too_little_is_refused_in_one_sentence_and_leaves_no_dataset(tmp_path, content, words):
     (tmp_path / "scans").mkdir()
     content(tmp_path / "scans")
@@ -464,6 +534,7 @@ def test_bad_files_are_listed_with_the_reason_and_the_rest_goes_on(tmp_path):
 
 # ------------------------------------------------------------------------------------------------ labels
 
+
 def test_sub_folders_become_classes(tmp_path):
     for name in ("normal", "pneumonia"):
         pngs(tmp_path / "scans" / name, 20)
@@ -476,15 +547,18 @@ def test_sub_folders_become_classes(tmp_path):
     assert any(line.startswith("labels: 2 classes from the sub-folders") for line in result["plan"])
 
 
-@pytest.mark.parametrize("sizes, patients, words", [
-    ({"a": 40}, 40, "one sub-folder only"),
-    ({f"s{i}x": 3 for i in range(30)}, 3, "look like patients or series"),
-    ({"a": 40, "b": 2}, 2, "too small for a class"),
-    ({"a": 40, "b": 40}, 1, "looks like a patient"),
-    ({"train": 40, "test": 40}, 40, "what the files are for"),
-    ({"patient01": 40, "patient02": 40}, 40, "numbered sub-folders"),
-    ({"a": 40, "b": 40}, 40, None),
-])
+@pytest.mark.parametrize(
+    "sizes, patients, words",
+    [
+        ({"a": 40}, 40, "one sub-folder only"),
+        ({f"s{i}x": 3 for i in range(30)}, 3, "look like patients or series"),
+        ({"a": 40, "b": 2}, 2, "too small for a class"),
+        ({"a": 40, "b": 40}, 1, "looks like a patient"),
+        ({"train": 40, "test": 40}, 40, "what the files are for"),
+        ({"patient01": 40, "patient02": 40}, 40, "numbered sub-folders"),
+        ({"a": 40, "b": 40}, 40, None),
+    ],
+)
 def test_only_sub_folders_that_look_like_classes_are_classes(sizes, patients, words):
     doubt = labels.why_not_classes(sizes, {name: {f"{name}{i}" for i in range(patients)} for name in sizes})
     assert (doubt is None) == (words is None)
@@ -497,14 +571,17 @@ def test_the_folders_of_dicom_patients_are_no_classes(tmp_path):
     assert any(line.startswith("labels: none (4 sub-folders") for line in result["plan"])
 
 
-@pytest.mark.parametrize("table", [
-    "file,label\n" + "".join(f"p{p}/{k}.dcm,{'ab'[p % 2]}\n" for p in range(9) for k in range(3)),
-    "Label,Patient\n" + "".join(f"{'ab'[p % 2]},P{p}\n" for p in range(9)),
-    "uid,label\n" + "".join(f"1.2.4.{derive_seed(f'P{p}')},{'ab'[p % 2]}\n" for p in range(9)),
-    "file,label\n" + "".join(f"p{p},{'ab'[p % 2]}\n" for p in range(9)),
-])
-def test_a_table_gives_labels_by_file_series_folder_patient_or_study(tmp_path, table):
-    scans = ct_patients(tmp_path / "scans")
+@pytest.mark.parametrize(
+    "table",
+    [
+        "file,label\n" + "".join(f"p{p}/{k}.dcm,{'ab'[p % 2]}\n" for p in range(9) for k in range(3)),
+        "Label,Patient\n" + "".join(f"{'ab'[p % 2]},P{p}\n" for p in range(9)),
+        "uid,label\n" + "".join(f"1.2.4.{derive_seed(f'P{p}')},{'ab'[p % 2]}\n" for p in range(9)),
+        "file,label\n" + "".join(f"p{p},{'ab'[p % 2]}\n" for p in range(9)),
+    ],
+)
+def test_a_table_gives_labels_by_file_series_folder_patient_or_study(ct_scans, tmp_path, table):
+    scans = ct_scans
     (tmp_path / "t.csv").write_text(table)
     result = prepare(scans, tmp_path / "d", labels=str(tmp_path / "t.csv"))
     opened = Dataset.open(tmp_path / "d")
@@ -513,14 +590,20 @@ def test_a_table_gives_labels_by_file_series_folder_patient_or_study(tmp_path, t
     assert any("1 scans are not in it" in line for line in result["plan"])
 
 
-@pytest.mark.parametrize("table, words", [
-    ("file,age\n000.png,3\n", "expected the columns label and one of file, patient, uid in .* found file, age"),
-    ("file,label\nother.png,a\n", "found no match among 1 rows"),
-    ("file,label\n" + "".join(f"{i:03d}.png,Jane Doe {i}\n" for i in range(12)), "12 different values for 12 scans"),
-    ("file,label\n" + "".join(f"{i:03d}.png,{'ab'[i % 2] * 70}\n" for i in range(12)), "free text is no class"),
-    ("file,label\n" + "".join(f"{i:03d}.png,a\n" for i in range(12)), "found 'a' alone"),
-    ("file,label\n000.png,a\n000.png,b\n", "expected one label for each file"),
-])
+@pytest.mark.parametrize(
+    "table, words",
+    [
+        ("file,age\n000.png,3\n", "expected the columns label and one of file, patient, uid in .* found file, age"),
+        ("file,label\nother.png,a\n", "found no match among 1 rows"),
+        (
+            "file,label\n" + "".join(f"{i:03d}.png,Jane Doe {i}\n" for i in range(12)),
+            "12 different values for 12 scans",
+        ),
+        ("file,label\n" + "".join(f"{i:03d}.png,{'ab'[i % 2] * 70}\n" for i in range(12)), "free text is no class"),
+        ("file,label\n" + "".join(f"{i:03d}.png,a\n" for i in range(12)), "found 'a' alone"),
+        ("file,label\n000.png,a\n000.png,b\n", "expected one label for each file"),
+    ],
+)
 def test_a_table_that_gives_no_classes_is_refused(tmp_path, table, words):
     pngs(tmp_path / "scans")
     (tmp_path / "t.csv").write_text(table)
@@ -530,17 +613,37 @@ def test_a_table_that_gives_no_classes_is_refused(tmp_path, table, words):
 
 # ------------------------------------------------------------------------------------------------ privacy
 
+
 def test_a_planted_identifier_is_found_nowhere_in_the_dataset(tmp_path):
-    planted = ["Mustermann", "PID4711", "19560229", "Dr Nosey", "1.2.840.99999.4711", "Sankt Elsewhere", "readable remark"]
+    planted = [
+        "Mustermann",
+        "PID4711",
+        "19560229",
+        "Dr Nosey",
+        "1.2.840.99999.4711",
+        "Sankt Elsewhere",
+        "readable remark",
+    ]
     scans = tmp_path / "Mustermann_PID4711"
     for p in range(9):
-        dicom(scans / f"Mustermann{p}" / "PID4711.dcm", noise(p, low=-1024, high=900, dtype=np.int32), f"PID4711-{p}",
-              StudyInstanceUID=f"1.2.840.99999.4711.{p}", PatientBirthDate="19560229", StudyDate="19560229",
-              ReferringPhysicianName="Dr Nosey", InstitutionName="Sankt Elsewhere", SeriesDescription="readable remark", ImageComments="readable remark")
+        dicom(
+            scans / f"Mustermann{p}" / "PID4711.dcm",
+            noise(p, low=-1024, high=900, dtype=np.int32),
+            f"PID4711-{p}",
+            StudyInstanceUID=f"1.2.840.99999.4711.{p}",
+            PatientBirthDate="19560229",
+            StudyDate="19560229",
+            ReferringPhysicianName="Dr Nosey",
+            InstitutionName="Sankt Elsewhere",
+            SeriesDescription="readable remark",
+            ImageComments="readable remark",
+        )
     (scans / "Mustermann.dcm").write_text("readable remark")
     truncated = (scans / "Mustermann0" / "PID4711.dcm").read_bytes()[:-20]
     (scans / "Mustermann0" / "PID4711_cut.dcm").write_bytes(truncated)
-    (tmp_path / "Mustermann.csv").write_text("patient,label\n" + "".join(f"PID4711-{p},{'ab'[p % 2]}\n" for p in range(9)))
+    (tmp_path / "Mustermann.csv").write_text(
+        "patient,label\n" + "".join(f"PID4711-{p},{'ab'[p % 2]}\n" for p in range(9))
+    )
     result = prepare(scans, tmp_path / "d", labels=str(tmp_path / "Mustermann.csv"))
     assert len(result["skipped"]) == 2
     for file in (tmp_path / "d").rglob("*"):
@@ -571,6 +674,7 @@ def test_a_reason_loses_the_files_own_words_and_keeps_the_tag():
 
 
 # ------------------------------------------------------------------------------------------------ running
+
 
 def test_the_same_command_over_unchanged_files_returns_what_it_said(tmp_path):
     scans = pngs(tmp_path / "scans")
@@ -607,24 +711,30 @@ def test_several_processes_give_the_same_dataset_as_one(tmp_path):
     written = [(tmp_path / "d" / name).read_bytes() for name in ("images-00000.npy", "manifest.json", "dataset.json")]
     (tmp_path / "d" / "dataset.json").unlink()
     assert prepare(scans, tmp_path / "d", workers=2) == one
-    assert [(tmp_path / "d" / name).read_bytes() for name in ("images-00000.npy", "manifest.json", "dataset.json")] == written
+    assert [
+        (tmp_path / "d" / name).read_bytes() for name in ("images-00000.npy", "manifest.json", "dataset.json")
+    ] == written
 
 
-def test_a_target_that_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch):
-    scans = pngs(tmp_path / "scans")
+def test_a_target_below_a_file_is_refused_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(write, "store_all", None)  # never reached
     with pytest.raises(OSError, match="a part of this path is a file"):
-        prepare(scans, tmp_path / "file" / "d")
+        prepare(pngs(tmp_path / "scans"), tmp_path / "file" / "d")
+
+
+def test_a_read_only_target_is_refused(tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir()
     closed.chmod(0o555)
     if os.access(closed, os.W_OK):
         pytest.skip("this user may write anywhere")
     with pytest.raises(OSError, match="read-only for this user"):
-        prepare(scans, closed / "d")
+        prepare(pngs(tmp_path / "scans"), closed / "d")
 
 
 # ------------------------------------------------------------------------------------------------ real scans
+
 
 def test_real_chest_ct_slices_are_split_by_patient_in_hounsfield_units(shared_data, tmp_path):
     result = prepare(shared_data / "chest_ct_slices_contrast_labels", tmp_path / "d", max_side=64)

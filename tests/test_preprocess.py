@@ -34,7 +34,9 @@ def test_a_ramp_stays_the_same_ramp_in_place_away_from_the_edges(size_in, size_o
     result = resampling_matrix(size_in, size_out) @ np.arange(size_in)
     reach = max(size_in / size_out, 1.0)
     inside = (positions >= reach) & (positions <= size_in - 1 - reach)
-    tolerance = 1e-4 if size_in <= size_out or size_in % size_out == 0 else 0.51  # the triangle is sampled at whole pixels
+    tolerance = (
+        1e-4 if size_in <= size_out or size_in % size_out == 0 else 0.51
+    )  # the triangle is sampled at whole pixels
     np.testing.assert_allclose(result[inside], positions[inside], atol=tolerance)
 
 
@@ -58,7 +60,9 @@ def test_resize_keeps_the_dtype_and_the_range(dtype):
 
 def test_resize_gives_the_same_for_a_transposed_view():
     image = np.random.default_rng(0).random((16, 3, 12)).astype(np.float32)
-    np.testing.assert_array_equal(resize(image.transpose(1, 0, 2), 7, 5), resize(np.ascontiguousarray(image.transpose(1, 0, 2)), 7, 5))
+    np.testing.assert_array_equal(
+        resize(image.transpose(1, 0, 2), 7, 5), resize(np.ascontiguousarray(image.transpose(1, 0, 2)), 7, 5)
+    )
 
 
 @given(st.integers(8, 1024), st.integers(8, 1024), st.sampled_from([32, 64, 128, 256, 512]))

@@ -229,7 +229,7 @@ def test_quality_is_near_one_for_real_images_and_large_for_noise():
 
 def test_train_leaves_a_whole_run_and_a_model_without_the_discriminator(tmp_path):
     made = make_dataset(tmp_path / "data", labels=("large", "small"))
-    result = train(made, tmp_path / "run", images=64, seed=1)
+    result = train(made, tmp_path / "run", minutes=0.02, images=64, seed=1)
     assert result["images"] >= 64 and result["grid"] == [16, 16]
     run = tmp_path / "run"
     recipe = json.loads((run / "recipe.json").read_text())
@@ -239,15 +239,15 @@ def test_train_leaves_a_whole_run_and_a_model_without_the_discriminator(tmp_path
     assert list((run / "samples").glob("*.png")) and list((run / "events").iterdir())
     names = load_file(run / "model" / "model.safetensors").keys()
     assert not any("down" in name for name in names) and "embed.weight" in names
-    again = train(made, run, images=64, seed=1)
+    again = train(made, run, minutes=0.02, images=64, seed=1)
     assert again["hash"] == result["hash"]
 
 
 def test_a_folder_with_another_run_is_refused_with_the_way_out(tmp_path):
     made = make_dataset(tmp_path / "data")
-    train(made, tmp_path / "run", images=8)
+    train(made, tmp_path / "run", minutes=0.02, images=8)
     with pytest.raises(ValueError, match=r"seed 0 -> 7.*choose another folder"):
-        train(made, tmp_path / "run", images=8, seed=7)
+        train(made, tmp_path / "run", minutes=0.02, images=8, seed=7)
 
 
 def test_wrong_input_gets_one_clear_sentence(tmp_path):
@@ -257,7 +257,7 @@ def test_wrong_input_gets_one_clear_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"expected a recipe of \['relativistic'\], got 'stylegan'"):
         train(made, tmp_path / "run", recipe="stylegan")
     with pytest.raises(ValueError, match="at least 4 training images"):
-        train(make_dataset(tmp_path / "few", count=6), tmp_path / "run2")
+        train(make_dataset(tmp_path / "few", count=6), tmp_path / "run2", minutes=0.02)
     with pytest.raises(ValueError, match="this machine"):
         train(made, tmp_path / "run3", device="cuda:99")
 

@@ -99,7 +99,7 @@ class Raster:
         """Width in mm over which a surface's coverage rises: the pixel, or more where depth is sampled coarsely."""
         return max(self.pixel, 0.8 * float(self.y[1] - self.y[0]))
 
-    def box(self, low: tuple[float, float, float], high: tuple[float, float, float]) -> Region:
+    def box(self, low: np.ndarray, high: np.ndarray) -> Region:
         """The voxels between two corners (x, y, z), as slices of a (K, J, I) array."""
         spans = [slice(int(np.searchsorted(axis, a)), int(np.searchsorted(axis, b))) for axis, a, b in zip((self.x, self.y, self.z), low, high)]
         return spans[2], spans[1], spans[0]
@@ -399,7 +399,7 @@ def draw_patient(seed: int, lesion: bool = False, diameter: tuple[float, float] 
     knots = len(np.arange(-LATTICE, LATTICE + WARP_STEP, WARP_STEP))
     warp = rng.normal(0.0, 9.0, (3, knots, knots, knots)) * np.array([1.0, 0.9, 0.8])[:, None, None, None]
     warp = warp.astype(np.float32)
-    fat = float(np.clip(rng.gamma(4.0, 3.4) + (3.0 if female else 0.0), 4.0, 34.0))
+    fat = float(np.clip(rng.gamma(4.0, 3.4) + (3.0 if female else 0.0), 4.0, 27.0))
     inspired = rng.normal(0.0, 6.0)
     domes = (-98.0 - inspired + rng.normal(0.0, 4.0), -110.0 - inspired + rng.normal(0.0, 4.0))
     enhanced = bool(rng.random() < 0.6)
@@ -629,9 +629,7 @@ def paint(canvas: TissueMap, tissue: str, coverage: np.ndarray, region: Region |
 def _crop(frame: _Frame, low: tuple[float, float, float], high: tuple[float, float, float], patient: Patient) -> tuple[Region, tuple[np.ndarray, ...]]:
     """Region of the voxels around a box in the average adult's mm, and their x, y, z, fine, middle, coarse, cavity."""
     margin = 12.0
-    real_low = tuple(float(v * s - margin) for v, s in zip(low, patient.scale))
-    real_high = tuple(float(v * s + margin) for v, s in zip(high, patient.scale))
-    region = frame.raster.box(real_low, real_high)
+    region = frame.raster.box(np.array(low) * patient.scale - margin, np.array(high) * patient.scale + margin)
     return region, tuple(field[region] for field in (frame.x, frame.y, frame.z, frame.fine, frame.middle, frame.coarse, frame.cavity))
 
 
@@ -644,30 +642,32 @@ def _paint_couch(canvas: TissueMap, patient: Patient, raster: Raster) -> None:
         paint(canvas, "couch", np.broadcast_to(_coverage(slab, raster.soft), raster.shape))
 
 
-def _body(patient: Patient, frame: _Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distances to the skin, to the muscle under the fat, and to the muscle without breasts' effect on the skin."""
+def _body(patient: Patient, frame: _Frame, standing: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Distances to the skin and to the muscle under the fat."""
     x, y, z = frame.x, frame.y, frame.z
     width = _profile(z, (-230, 0.98), (-100, 1.0), (0, 1.0), (25, 1.03), (50, 1.1), (78, 1.22), (92, 1.12), (106, 0.72), (122, 0.5), (150, 0.42))
-    depth = _profile(z, (-230, 1.0), (-100, 1.02), (0, 1.0), (50, 0.9), (80, 0.78), (105, 0.66), (130, 0.58), (150, 0.56))
+    depth = _profile(z, (-230, 1.0), (-100, 1.02), (0, 1.0), (50, 0.97), (80, 0.92), (105, 0.78), (130, 0.6), (150, 0.56))
     middle = _profile(z, (-230, 0), (0, 0), (50, 6), (90, 14), (130, 18))
     bulk = 1.0 + 0.10 * (patient.muscle - 1.0)
     radius, angle = _polar(x / (width * bulk), (y - middle) / depth)
     muscle = (radius - _outline(MUSCLE).take(angle)) * np.minimum(width, depth)
     muscle = np.minimum(muscle, frame.cavity - 13.0) - 0.8 * frame.coarse
+    if standing:  # upper arms, held away from the chest
+        muscle = _blend(muscle, np.maximum(_arm_axis(np.abs(x), y, z) - 40.0, z - 104.0), 25.0)
     layer = _outline(((0, 0.45), (15, 0.6), (40, 1.0), (75, 1.15), (100, 1.1), (130, 0.9), (155, 0.75), (180, 0.5))).take(angle)
     low = _profile(z, (-230, 1.35), (-100, 1.15), (0, 0.9), (60, 0.7), (120, 0.5))
     skin = muscle - 2.0 - patient.fat * layer * low * (1.0 + 0.10 * frame.coarse)
     if patient.breast > 0:
         r = patient.breast
         skin = _blend(skin, _ellipsoid(np.abs(x), y, z, (74, -92 - 0.28 * r, -48), (1.15 * r, 0.85 * r, 1.15 * r)), 22.0)
-    return skin, muscle, angle
+    return skin, muscle
 
 
-def _paint_wall(canvas: TissueMap, patient: Patient, frame: _Frame) -> np.ndarray:
-    """Skin, fat, glands, chest wall muscles with fat planes between them; returns the distance to the muscle."""
+def _paint_wall(canvas: TissueMap, patient: Patient, frame: _Frame, standing: bool) -> None:
+    """Skin, fat, glands, chest wall muscles with fat planes between them."""
     soft = frame.raster.soft
     x, y, z = frame.x, frame.y, frame.z
-    skin, muscle, _ = _body(patient, frame)
+    skin, muscle = _body(patient, frame, standing)
     paint(canvas, "skin", _coverage(skin, soft))
     paint(canvas, "fat", _coverage(skin + 2.2, soft))
     strands = _coverage((np.abs(frame.middle + 0.5 * frame.fine) - 0.06) * 9.0, soft) * _coverage(skin + 4.0, soft) * np.float32(0.22)
@@ -679,7 +679,6 @@ def _paint_wall(canvas: TissueMap, patient: Patient, frame: _Frame) -> np.ndarra
         paint(canvas, "gland", _coverage(cone, 8.0) * lobes * (muscle > 2.0))
     paint(canvas, "muscle", _coverage(muscle, soft))
     _paint_fat_planes(canvas, patient, frame, muscle)
-    return muscle
 
 
 def _paint_fat_planes(canvas: TissueMap, patient: Patient, frame: _Frame, muscle: np.ndarray) -> None:
@@ -739,7 +738,7 @@ def _paint_bones(canvas: TissueMap, patient: Patient, frame: _Frame, standing: b
     paint(canvas, "cortical bone", near * (1 - cartilage))
     paint(canvas, "marrow", _coverage(ribs + 2.0, soft) * (1 - cartilage))
     paint(canvas, "cartilage", near * cartilage)
-    region, (x, y, z, fine, middle, _, cavity) = _crop(frame, (-48, -130, -95), (48, -25, 72), patient)
+    region, (x, _, z, fine, _, _, cavity) = _crop(frame, (-48, -130, -95), (48, -25, 72), patient)
     if all(s.stop > s.start for s in region):
         shell = cavity - 8.0
         wide = _profile(z, (-95, 5), (-80, 12), (-20, 17), (20, 16), (32, 22), (58, 30), (70, 26))
@@ -748,6 +747,11 @@ def _paint_bones(canvas: TissueMap, patient: Patient, frame: _Frame, standing: b
         paint(canvas, "cortical bone", _coverage(sternum, soft), region)
         paint(canvas, "marrow", _coverage(sternum + 1.5, soft), region)
     _paint_shoulders(canvas, patient, frame, standing)
+
+
+def _arm_axis(side: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Distance in mm to the axis of the upper arm, which runs outwards and down from the shoulder at z = 78."""
+    return np.hypot((side - 178 - 0.7 * np.clip(78 - z, 0, None)) * 0.82, y - 14)
 
 
 def _paint_shoulders(canvas: TissueMap, patient: Patient, frame: _Frame, standing: bool) -> None:
@@ -767,7 +771,7 @@ def _paint_shoulders(canvas: TissueMap, patient: Patient, frame: _Frame, standin
     spine = np.maximum(np.maximum(np.abs(z - 52 - 0.35 * (side - 90)) - 1.8, np.abs(depth - 29) - 8), np.maximum(low + 3 - degrees, degrees - high))
     scapula = np.minimum(blade, spine) + 0.25 * fine
     head = _ellipsoid(side, y, z, (174, 14, 78), (25, 24, 25))
-    shaft = np.maximum(np.hypot(side - 186 - 0.25 * (78 - z), y - 14) - 14, z - 75)
+    shaft = np.maximum(_arm_axis(side, y, z) - 13, z - 75)
     arm = np.minimum(np.minimum(head, shaft), _ellipsoid(side, y, z, (146, 20, 76), (9, 17, 20)))
     t = np.clip((side - 18) / 136, 0, 1)
     rod = np.sqrt((y - (-66 + 18 * t + 55 * t * t - 10 * np.sin(6.28 * t))) ** 2 + (z - (60 + 34 * t - 4 * t * t)) ** 2)
@@ -786,7 +790,7 @@ def _spine_centre(patient: Patient, z: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def _paint_spine(canvas: TissueMap, patient: Patient, frame: _Frame) -> None:
     """Vertebral bodies and discs, canal and cord, pedicles, laminae, transverse and spinous processes."""
     soft = frame.raster.soft
-    region, (x, y, z, fine, middle, _, _) = _crop(frame, (-56, 15, -240), (56, 135, 160), patient)
+    region, (x, y, z, fine, _, _, _) = _crop(frame, (-56, 15, -240), (56, 135, 160), patient)
     centre_x, centre_y = _spine_centre(patient, z)
     u, v = x - centre_x, y - centre_y
     side = np.abs(u)
@@ -858,7 +862,7 @@ def _mediastinum(patient: Patient, frame: _Frame, heart: _Heart, trunks: dict[st
     behind = np.clip(np.abs(y + 5) - 40, 0, None) * _profile(z, (-170, 0.1), (-20, 0.0), (30, 0.25), (90, 0.3))
     front = 0.55 * np.clip(-58 - y, 0, None)
     plate = np.abs(x - 2 - 1.5 * frame.coarse) - half + behind - front
-    vessels = np.minimum(np.minimum(trunks["arterial blood"], trunks["venous blood"]), np.minimum(trunks["airway"], trunks["oesophagus"]))
+    vessels = np.minimum(np.minimum(trunks["arterial blood"], trunks["venous blood"]), np.minimum(trunks["airway"] + 1.2, trunks["oesophagus"]))
     result = _blend(_blend(spine, plate, 16.0), vessels - 2.5, 14.0)
     pericardium = np.full(frame.raster.shape, 60.0, np.float32)
     pericardium[heart.region] = heart.whole - 3.0 - 0.08 * patient.fat
@@ -903,7 +907,7 @@ def _paint_abdomen(canvas: TissueMap, patient: Patient, frame: _Frame, cavity: n
     paint(canvas, "diaphragm", _coverage(np.maximum(np.maximum(crus, inside), z + 118), soft) * (y < 62), region)
 
 
-def _paint_trunks(canvas: TissueMap, trunks: dict[str, np.ndarray], cavity: np.ndarray, soft: float) -> None:
+def _paint_trunks(canvas: TissueMap, trunks: dict[str, np.ndarray], soft: float) -> None:
     """Great vessels, oesophagus, trachea and bronchi with their walls."""
     paint(canvas, "oesophagus", _coverage(trunks["oesophagus"], soft))
     paint(canvas, "gas", _coverage(trunks["oesophagus"] + 5.6, soft) * np.float32(0.7))
@@ -920,7 +924,7 @@ def _paint_lung_details(canvas: TissueMap, patient: Patient, frame: _Frame, lung
     distance = tube_distance(patient.branches, frame.raster, 0.75 * soft)
     deep = _coverage(lung + 1.0, soft)
     x, y, z = frame.x, frame.y, frame.z
-    oblique = (z + 28 - 0.85 * (y - 12) * -1.0 + 6 * frame.coarse) * 0.72
+    oblique = (z + 28 - 0.85 * (y - 12) + 6 * frame.coarse) * 0.76  # from behind and above to the front and below
     level = np.where((x < 0) & (y < -5), np.abs(z + 18 + 0.06 * (x + 60) + 4 * frame.coarse), 99.0)
     fissure = np.minimum(np.abs(oblique), level) - 0.5
     paint(canvas, "vessel wall", _coverage(fissure, soft) * deep * np.float32(0.10))
@@ -930,7 +934,7 @@ def _paint_lung_details(canvas: TissueMap, patient: Patient, frame: _Frame, lung
 def _lesion_distance(lesion: Lesion, raster: Raster) -> tuple[Region, np.ndarray]:
     """Distance to the lobulated nodule, inside a region around it: r(direction) = r0 (1 + waves)."""
     half = 0.8 * lesion.diameter + 3.0
-    region = raster.box(tuple(lesion.centre - half), tuple(lesion.centre + half))
+    region = raster.box(lesion.centre - half, lesion.centre + half)
     x, y, z = raster.x[region[2]] - lesion.centre[0], raster.y[region[1], None] - lesion.centre[1], raster.z[region[0], None, None] - lesion.centre[2]
     radius = np.sqrt(x * x + y * y + z * z) + 1e-3
     wave = sum(np.sin((kx * x + ky * y + kz * z) / radius + phase) for (kx, ky, kz), phase in zip(lesion.waves, lesion.phases))
@@ -952,19 +956,19 @@ def render(patient: Patient, raster: Raster, standing: bool = False) -> TissueMa
     canvas = TissueMap(raster, np.zeros(shape, np.uint8), np.zeros(shape, np.uint8), np.ones(shape, np.float32), grain, patient.contrast, patient.density)
     if not standing:
         _paint_couch(canvas, patient, raster)
-    _paint_wall(canvas, patient, frame)
+    _paint_wall(canvas, patient, frame, standing)
     cavity = frame.cavity + 0.5 * frame.middle
     below = (frame.z - _diaphragm(frame.x, frame.y, patient.domes) - 1.5 * frame.coarse) * np.float32(0.72)
     trunks = {name: tube_distance(tubes, raster, 14.0) for name, tubes in patient.trunks.items()}
     heart = _heart(patient, frame)
     middle = _mediastinum(patient, frame, heart, trunks)
-    lung = np.maximum(np.maximum(cavity + 1.0, -middle), np.maximum(3.0 - below, _apex(frame.x, frame.y, frame.z)))
+    lung = np.maximum(np.maximum(cavity + 1.0, -middle), np.maximum(0.6 - below, _apex(frame.x, frame.y, frame.z)))
     paint(canvas, "fat", _coverage(np.maximum(cavity, -below), soft))
     paint(canvas, "lung", _coverage(lung, soft))
     _paint_heart(canvas, heart, soft)
     _paint_abdomen(canvas, patient, frame, cavity, below, standing)
     _paint_lung_details(canvas, patient, frame, lung)
-    _paint_trunks(canvas, trunks, cavity, soft)
+    _paint_trunks(canvas, trunks, soft)
     _paint_spine(canvas, patient, frame)
     _paint_bones(canvas, patient, frame, standing)
     if patient.lesion is not None:
@@ -997,7 +1001,7 @@ def hounsfield(tissues: TissueMap) -> np.ndarray:
     for name, share in (("arterial blood", 1.0), ("myocardium", 0.3)):
         hu[INDEX[name]] += arterial * share
     hu[INDEX["lung"]] += tissues.density
-    values = tissues.mix(hu) + tissues.mix([t.grain for t in TISSUES.values()]) * tissues.grain
+    values = tissues.mix(hu) + tissues.mix(np.array([t.grain for t in TISSUES.values()])) * tissues.grain
     # Lung lying lower is denser (supine), and its texture is skewed: small vessels on dark air.
     lung = tissues.share("lung")
     skew = 0.5 * (tissues.grain * tissues.grain - 1.0) * 9.0
@@ -1138,8 +1142,8 @@ def film(integrals: np.ndarray, pixel: float, seed: int, dose: float | None = 1.
     # Multi-frequency processing in brief: large-scale contrast is compressed, edges are lifted.
     broad, fine = (ndimage.gaussian_filter(density, width / pixel) for width in (30.0, 8.0))
     shown = 0.66 * broad + 1.15 * (density - broad) + 1.3 * (density - fine)
-    low, high = np.percentile(shown, 4), np.percentile(shown, 98)
-    return np.clip(np.rint(4095.0 / (1.0 + np.exp(-4.2 * ((shown - low) / (high - low) - 0.5)))), 0, 4095)
+    low, high = np.percentile(shown[density > min(0.3, 0.5 * density.max())], (1, 98))  # of the body, not the open beam
+    return np.clip(np.rint(4095.0 / (1.0 + np.exp(-4.6 * ((shown - low) / (high - low) - 0.5)))), 0, 4095)
 
 
 def radiograph(patient: Patient, size: int = 128, seed: int = 0, dose: float | None = 1.0) -> tuple[Image, np.ndarray]:

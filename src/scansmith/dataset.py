@@ -1,9 +1,9 @@
 """Prepared dataset: the folder that `prepare` fills and every learning stage reads; this module alone reads and writes it.
 
-    dataset.json       version, modality, channels, grid, labels, fingerprint, split counts, what was skipped
-    manifest.json      columns, one entry per 2-D image (case, patient, split, label, spacing, window, hash ...)
-    images-00000.npy   native-dtype shards, shape (n, C, H, W), physical units, rows in manifest order
-    levels/            downsampled copies for training, made on demand, safe to delete
+dataset.json       version, modality, channels, grid, labels, fingerprint, split counts, what was skipped
+manifest.json      columns, one entry per 2-D image (case, patient, split, label, spacing, window, hash ...)
+images-00000.npy   native-dtype shards, shape (n, C, H, W), physical units, rows in manifest order
+levels/            downsampled copies for training, made on demand, safe to delete
 """
 
 from __future__ import annotations
@@ -51,14 +51,20 @@ class Dataset:
         """
         root = Path(root)
         if not (root / "dataset.json").is_file():
-            raise ValueError(f"expected a prepared dataset in {root}, found no dataset.json: make one with 'scansmith prepare SCANS {root}'")
+            raise ValueError(
+                f"expected a prepared dataset in {root}, found no dataset.json: make one with 'scansmith prepare SCANS {root}'"
+            )
         info = json.loads((root / "dataset.json").read_text())
         if info.get("version") != VERSION:
-            raise ValueError(f"expected dataset version {VERSION} in {root}, found {info.get('version')!r}: prepare it again")
+            raise ValueError(
+                f"expected dataset version {VERSION} in {root}, found {info.get('version')!r}: prepare it again"
+            )
         dataset = cls(root, info, json.loads((root / "manifest.json").read_text()))
         stored = sum(len(shard) for shard in dataset._shards)
         if stored != len(dataset):
-            raise ValueError(f"expected {len(dataset)} images in {root}, found {stored}: the folder is incomplete, copy it again or prepare it again")
+            raise ValueError(
+                f"expected {len(dataset)} images in {root}, found {stored}: the folder is incomplete, copy it again or prepare it again"
+            )
         return dataset
 
     def __len__(self) -> int:
@@ -147,8 +153,14 @@ class Level:
         return np.clip((self.array[rows].astype(np.float32) - low) * scale - 1.0, -1.0, 1.0)
 
 
-def write(root: Path, info: dict[str, Any], columns: dict[str, list[Any]], images: Iterable[np.ndarray],
-          dtype: np.dtype, shape: Sequence[int]) -> Dataset:
+def write(
+    root: Path,
+    info: dict[str, Any],
+    columns: dict[str, list[Any]],
+    images: Iterable[np.ndarray],
+    dtype: np.dtype,
+    shape: Sequence[int],
+) -> Dataset:
     """Write a whole dataset; `dataset.json` comes last, so a killed `prepare` leaves no half dataset behind.
 
     Args:
@@ -209,7 +221,9 @@ def write_manifest(root: Path, info: dict[str, Any], columns: dict[str, list[Any
     assert len({len(values) for values in columns.values()}) == 1, "columns of unequal length"
     write_atomic(root / "manifest.json", json.dumps(columns, allow_nan=False))
     channels, height, width = shape
-    write_json(root / "dataset.json", {"version": VERSION, "channels": channels, "height": height, "width": width, **info})
+    write_json(
+        root / "dataset.json", {"version": VERSION, "channels": channels, "height": height, "width": width, **info}
+    )
     return Dataset.open(root)
 
 
@@ -224,4 +238,5 @@ def clear(root: Path) -> None:
 def _header(file: IO[bytes], shape: Sequence[int], dtype: np.dtype) -> None:
     """A .npy header; NumPy pads it for the first axis to grow, so that it can be overwritten with another count."""
     np.lib.format.write_array_header_1_0(
-        file, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": tuple(shape)})
+        file, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": tuple(shape)}
+    )

@@ -63,7 +63,9 @@ def choose(modality: str, samples: np.ndarray, dtype: np.dtype) -> tuple[Intensi
     if modality == "CT":
         # One window for all scans, never per-scan percentiles: HU mean the same in every patient.
         top = float(np.clip(np.ceil(np.percentile(values, 99.9) / 500.0) * 500.0, 500.0, 3071.0))
-        return IntensityMap(-1024.0, top, "HU"), f"CT: fixed window -1024 to {top:g} HU for every scan (99.9th percentile, rounded up)"
+        return IntensityMap(
+            -1024.0, top, "HU"
+        ), f"CT: fixed window -1024 to {top:g} HU for every scan (99.9th percentile, rounded up)"
     if values.min() == values.max():
         raise ValueError(f"expected a scan with contrast, found one constant value {values[0]:g}")
     # Foreground: above the mean, which background (air) pulls down; the field's usual rule for MR. The brightest
@@ -74,4 +76,7 @@ def choose(modality: str, samples: np.ndarray, dtype: np.dtype) -> tuple[Intensi
     high = float(np.percentile(foreground, 99.5))
     if high <= low:
         low, high = float(values.min()), float(values.max())
-    return IntensityMap(low, high), f"{modality}: per scan, up to the foreground's 99.5th percentile"
+    span = "0" if modality == "MR" else "the 0.5th percentile"
+    return IntensityMap(low, high), f"{modality}: each scan from {span} to the 99.5th percentile" + (
+        " of its foreground" if modality == "MR" else ""
+    )

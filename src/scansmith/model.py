@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -89,7 +90,7 @@ def load(folder: Path | str) -> Model:
     generator = GENERATORS[name](**config["network"]["arguments"])
     try:
         generator.load_state_dict(load_file(folder / "model.safetensors"))
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, SafetensorError) as error:
         raise ValueError(f"expected weights that fit config.json in {folder}, found: {error}") from error
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes() + text).hexdigest()[:16]
     return Model(generator.eval().requires_grad_(False), config, digest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,13 +11,12 @@ from .runtime import Progress, derive_seed, write_atomic
 
 if TYPE_CHECKING:
     from .anatomy import Patient
+    from .formats import Marking
     from .image import Image
-
-    Scans = dict[str, list[tuple[str, Image]]]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "CT": ("CT",), "T1": ("T1",), "T2": ("T2",), "MR": ("T1", "T2"), "XR": ("XR",), "all": ("CT", "T1", "T2", "XR")}
-SUFFIXES = {"dicom": ".dcm", "nifti": ".nii.gz", "png": ".png"}
+FORMATS = ("dicom", "nifti", "png")
 
 
 def phantom(
@@ -53,13 +53,13 @@ def phantom(
     Raises:
         ValueError: an option outside its range.
     """
-    for name, value, low, high in (
-        ("patients", patients, 1, 1_000_000), ("slices", slices, 1, 512), ("size", size, 32, 1024), ("lesions", lesions, 0, 1), ("dose", dose, 1e-3, 1e6)):
-        if not low <= value <= high:
-            raise ValueError(f"expected {name} between {low} and {high}, got {value!r}")
-    for name, value, known in (("modality", modality, CHOICES), ("format", format, SUFFIXES)):
-        if value not in known:
-            raise ValueError(f"expected {name} as one of {', '.join(known)}, got {value!r}")
+    _check_range("patients", patients, 1, 1_000_000)
+    _check_range("slices", slices, 1, 512)
+    _check_range("size", size, 32, 1024)
+    _check_range("lesions", lesions, 0.0, 1.0)
+    _check_range("dose", dose, 1e-3, 1e6)
+    _check_choice("modality", modality, CHOICES)
+    _check_choice("format", format, FORMATS)
     out = Path(out)
     rows, files = [], 0
     with Progress("phantom", patients, "patients") as progress:
@@ -72,6 +72,16 @@ def phantom(
     return {
         "out": str(out), "scans": str(out / "scans"), "truth": str(out / "truth" / "truth.csv"), "patients": patients,
         "with_lesion": sum(row["lesion"] == "yes" for row in rows), "modalities": list(CHOICES[modality]), "files": files, "seed": seed}
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"expected {name} between {low:g} and {high:g}, got {value!r}")
+
+
+def _check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ValueError(f"expected {name} as one of {', '.join(known)}, got {value!r}")
 
 
 def _has_lesion(index: int, share: float) -> bool:
@@ -143,7 +153,7 @@ def _write_mask(mask: Image, stem: Path, name: str, index: int, seed: int) -> No
     write(mask, stem, "nifti", _marking(stem.name, name, index, seed))
 
 
-def _marking(kind: str, name: str, index: int, seed: int) -> Any:
+def _marking(kind: str, name: str, index: int, seed: int) -> Marking:
     from . import __version__
     from .formats import Marking
 

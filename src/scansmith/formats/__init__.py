@@ -11,31 +11,77 @@ from types import ModuleType
 
 from ..image import Image
 from . import dicom, pictures, volumes
-from .source import FormatError, Skipped, Source, quiet
+from .source import FormatError, Skipped, Source, explain, quiet
 from .write import WRITERS, Marking, read_manifest, write, write_manifest
 
 __all__ = [
-    "READERS", "WRITERS", "FormatError", "Marking", "Skipped", "Source", "discover", "read", "read_manifest", "write", "write_manifest",
+    "READERS",
+    "WRITERS",
+    "FormatError",
+    "Marking",
+    "Skipped",
+    "Source",
+    "discover",
+    "read",
+    "read_manifest",
+    "write",
+    "write_manifest",
 ]
 
 # Source.format -> module with sniff(head) -> bool, inspect(files) -> (sources, skipped), read(source) -> Image.
 READERS: dict[str, ModuleType] = {
-    "dicom": dicom, "nifti": volumes, "nrrd": volumes, "metaimage": volumes, "png": pictures, "jpeg": pictures,
+    "dicom": dicom,
+    "nifti": volumes,
+    "nrrd": volumes,
+    "metaimage": volumes,
+    "png": pictures,
+    "jpeg": pictures,
 }
 HEAD_BYTES = 1024
 # Files that lie beside scans and are no scans: passed over in silence, unless their content is a scan after all.
 COMPANIONS = {
-    ".md", ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".html", ".htm", ".pdf", ".yaml", ".yml", ".log", ".py", ".ipynb",
-    ".xls", ".xlsx", ".doc", ".docx", ".bval", ".bvec", ".md5", ".sha256", ".ini", ".css", ".js", ".npy", ".npz",
+    ".md",
+    ".txt",
+    ".csv",
+    ".tsv",
+    ".json",
+    ".jsonl",
+    ".xml",
+    ".html",
+    ".htm",
+    ".pdf",
+    ".yaml",
+    ".yml",
+    ".log",
+    ".py",
+    ".ipynb",
+    ".xls",
+    ".xlsx",
+    ".doc",
+    ".docx",
+    ".bval",
+    ".bvec",
+    ".md5",
+    ".sha256",
+    ".ini",
+    ".css",
+    ".js",
+    ".npy",
+    ".npz",
 }
 COMPANION_NAMES = {"dicomdir", "thumbs.db", "license", "readme", "changelog"}
 # First bytes of files that people put beside scans and this version does not read.
 STRANGERS = {
-    b"PK\x03\x04": "a zip archive: unpack it first", b"\x1f\x8b": "a gzip file that does not hold a NIfTI volume: unpack it first",
-    b"7z\xbc\xaf": "a 7-zip archive: unpack it first", b"Rar!": "a RAR archive: unpack it first",
-    b"II*\x00": "a TIFF picture: convert it to PNG", b"MM\x00*": "a TIFF picture: convert it to PNG",
-    b"BM": "a BMP picture: convert it to PNG", b"GIF8": "a GIF picture: convert it to PNG",
-    b"\x89HDF": "an HDF5 or MINC file: convert it to NIfTI", b"MINC": "a MINC file: convert it to NIfTI",
+    b"PK\x03\x04": "a zip archive: unpack it first",
+    b"\x1f\x8b": "a gzip file that does not hold a NIfTI volume: unpack it first",
+    b"7z\xbc\xaf": "a 7-zip archive: unpack it first",
+    b"Rar!": "a RAR archive: unpack it first",
+    b"II*\x00": "a TIFF picture: convert it to PNG",
+    b"MM\x00*": "a TIFF picture: convert it to PNG",
+    b"BM": "a BMP picture: convert it to PNG",
+    b"GIF8": "a GIF picture: convert it to PNG",
+    b"\x89HDF": "an HDF5 or MINC file: convert it to NIfTI",
+    b"MINC": "a MINC file: convert it to NIfTI",
 }
 
 
@@ -81,7 +127,9 @@ def discover(root: Path) -> tuple[list[Source], list[Skipped]]:
     # The voxels of a detached header (.mhd + .raw, .nhdr + .raw) carry no mark of their own.
     used = {file for source in sources for file in source.files}
     skipped += [entry for entry in unknown if entry.file not in used]
-    return sorted(sources, key=lambda source: source.files), sorted(skipped, key=lambda entry: (entry.file, entry.reason))
+    return sorted(sources, key=lambda source: source.files), sorted(
+        skipped, key=lambda entry: (entry.file, entry.reason)
+    )
 
 
 def read(source: Source) -> Image:
@@ -102,14 +150,13 @@ def read(source: Source) -> Image:
         if error.errno is not None:
             raise
         # Pillow and gzip raise OSError without a number for broken content.
-        raise FormatError(f"expected a readable {source.format} file, found {_words(error)}: copy it again from its source") from error
+        raise FormatError(
+            f"expected a readable {source.format} file, found {explain(error, source.files)}: copy it again from its source"
+        ) from error
     except Exception as error:  # decoders raise anything on broken bytes; the rest of the folder goes on
-        raise FormatError(f"expected a readable {source.format} file, found {_words(error)}: copy it again from its source") from error
-
-
-def _words(error: Exception) -> str:
-    """An error of another library as part of a sentence, on one line."""
-    return f"{type(error).__name__} ({' '.join(str(error).split())[:300]})"
+        raise FormatError(
+            f"expected a readable {source.format} file, found {explain(error, source.files)}: copy it again from its source"
+        ) from error
 
 
 def _walk(root: Path) -> tuple[list[Path], list[Skipped]]:
@@ -120,7 +167,9 @@ def _walk(root: Path) -> tuple[list[Path], list[Skipped]]:
     skipped: list[Skipped] = []
 
     def refuse(error: OSError) -> None:
-        skipped.append(Skipped(Path(error.filename), f"this folder cannot be opened ({error.strerror}): check its permissions"))
+        skipped.append(
+            Skipped(Path(error.filename), f"this folder cannot be opened ({error.strerror}): check its permissions")
+        )
 
     for folder, names, members in os.walk(root, onerror=refuse):
         names[:] = [name for name in names if not name.startswith(".")]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from .source import FormatError, check_size, narrowest, quiet, rescale, silent_stderr
+from .source import FormatError, check_size, explain, narrowest, quiet, rescale, silent_stderr
 
 # Transfer syntaxes that SimpleITK (GDCM) decodes where pydicom's decoders may not: JPEG Baseline, Extended, Lossless, Lossless SV1.
 GDCM_SYNTAXES = {f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70)}
@@ -25,6 +26,7 @@ AIR_HU = -1024
 
 # ------------------------------------------------------------------------------------------------ elements
 
+
 def several(dataset: Any, keyword: str) -> list[Any]:
     value = dataset.get(keyword)
     return [] if value is None or value == "" else [value] if isinstance(value, (str, int, float)) else list(value)
@@ -39,7 +41,9 @@ def numbers(dataset: Any, keyword: str, count: int) -> tuple[float, ...] | None:
     try:
         values = tuple(float(value) for value in several(dataset, keyword))
     except (TypeError, ValueError, OverflowError) as error:
-        raise FormatError(f"expected {count} numbers in {keyword}, found text that is none ({error}): the header is broken") from error
+        raise FormatError(
+            f"expected {count} numbers in {keyword}, found text that is none ({error}): the header is broken"
+        ) from error
     if not values:
         return None
     if len(values) != count or not np.isfinite(values).all():
@@ -54,6 +58,8 @@ def number(dataset: Any, keyword: str) -> float | None:
 
 # ------------------------------------------------------------------------------------------------ what can be decoded
 
+
+@cache
 def check_syntax(uid: str) -> None:
     """Refuse a transfer syntax that nothing here decodes.
 
@@ -68,7 +74,9 @@ def check_syntax(uid: str) -> None:
     except NotImplementedError:
         usable = False
     if not usable:
-        raise FormatError(f"transfer syntax {uid} ({UID(uid).name}) (0002,0010) cannot be decoded here: decompress the file with 'gdcmconv --raw' or dcmtk's 'dcmdjpeg'")
+        raise FormatError(
+            f"transfer syntax {uid} ({UID(uid).name}) (0002,0010) cannot be decoded here: decompress the file with 'gdcmconv --raw' or dcmtk's 'dcmdjpeg'"
+        )
 
 
 def check_pixels(dataset: Any, available: int) -> None:
@@ -81,15 +89,21 @@ def check_pixels(dataset: Any, available: int) -> None:
         raise FormatError("Image Type (0008,0008) LOCALIZER: a scout view, not a slice")
     for keyword, tag in (("Rows", "0028,0010"), ("Columns", "0028,0011"), ("BitsAllocated", "0028,0100")):
         if not isinstance(dataset.get(keyword), int) or dataset.get(keyword) < 1:
-            raise FormatError(f"expected an image, found {keyword} ({tag}) {dataset.get(keyword)!r}: the file holds no pixels, or its header is broken")
+            raise FormatError(
+                f"expected an image, found {keyword} ({tag}) {dataset.get(keyword)!r}: the file holds no pixels, or its header is broken"
+            )
     frames = number(dataset, "NumberOfFrames")
     if frames is not None and frames > 1:
-        raise FormatError(f"Number of Frames (0028,0008) is {frames:g}: expected a single-frame image; split it into single frames first")
+        raise FormatError(
+            f"Number of Frames (0028,0008) is {frames:g}: expected a single-frame image; split it into single frames first"
+        )
     photometric, samples = str(dataset.get("PhotometricInterpretation", "")), int(dataset.get("SamplesPerPixel") or 1)
     if dataset.get("SyntheticData") == "YES" and (samples, photometric) == (3, "RGB"):
         pass  # our own colour pictures
     elif samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise FormatError(f"Photometric Interpretation (0028,0004) {photometric!r} with {samples} samples a pixel (0028,0002): expected a grey image (MONOCHROME1 or MONOCHROME2)")
+        raise FormatError(
+            f"Photometric Interpretation (0028,0004) {photometric!r} with {samples} samples a pixel (0028,0002): expected a grey image (MONOCHROME1 or MONOCHROME2)"
+        )
     bits = int(dataset.BitsAllocated)
     if bits not in (8, 16, 32):
         raise FormatError(f"Bits Allocated (0028,0100) is {bits}: expected 8, 16 or 32")
@@ -98,10 +112,13 @@ def check_pixels(dataset: Any, available: int) -> None:
     if syntax in MOST_EXPANSION:
         check_size((columns, rows, 1), samples * bits / 8, available, MOST_EXPANSION[syntax])
     elif rows * columns > MAX_PIXELS:
-        raise FormatError(f"Rows (0028,0010) {rows} and Columns (0028,0011) {columns}: expected at most 2^28 pixels in a compressed image")
+        raise FormatError(
+            f"Rows (0028,0010) {rows} and Columns (0028,0011) {columns}: expected at most 2^28 pixels in a compressed image"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ decoding and values
+
 
 def plane_values(dataset: Any, modality: str, available: int) -> tuple[np.ndarray, list[str]]:
     """One slice (C, I, J) in physical units, and what was altered."""
@@ -109,7 +126,9 @@ def plane_values(dataset: Any, modality: str, available: int) -> tuple[np.ndarra
     check_pixels(dataset, available)
     stored = stored_values(dataset, notes)
     if stored.shape[:2] != (int(dataset.Rows), int(dataset.Columns)):
-        raise FormatError(f"expected {dataset.Rows} rows and {dataset.Columns} columns (0028,0010 and 0011), found pixels of shape {stored.shape}")
+        raise FormatError(
+            f"expected {dataset.Rows} rows and {dataset.Columns} columns (0028,0010 and 0011), found pixels of shape {stored.shape}"
+        )
     stored = np.atleast_3d(stored).transpose(2, 1, 0)
     if len(stored) == 3:
         return stored, notes
@@ -138,7 +157,9 @@ def stored_values(dataset: Any, notes: list[str]) -> np.ndarray:
             stored = np.asarray(pixel_array(dataset, decoding_plugin=plugin))
     except Exception as error:
         if syntax not in GDCM_SYNTAXES:
-            raise FormatError(f"expected pixels in transfer syntax {syntax} ({syntax.name}), found {type(error).__name__} ({' '.join(str(error).split())[:200]}): copy it again from its source") from error
+            raise FormatError(
+                f"expected pixels in transfer syntax {syntax} ({syntax.name}), found {explain(error, ())}: copy it again from its source"
+            ) from error
         return _stored_by_gdcm(dataset)
     notes += [f"decoder: {word}" for word in words if "precision" in word or "bits" in word.lower()]
     return stored.astype(stored.dtype.newbyteorder("="), copy=False)
@@ -156,22 +177,30 @@ def _check_codestream(dataset: Any) -> None:
     frame = next(generate_frames(dataset.PixelData, number_of_frames=1), b"")
     size = _codestream_size(frame)
     if size is None and str(dataset.file_meta.TransferSyntaxUID) in GDCM_SYNTAXES:
-        raise FormatError("expected a JPEG stream in Pixel Data (7FE0,0010), found none with a frame header: the file is broken")
+        raise FormatError(
+            "expected a JPEG stream in Pixel Data (7FE0,0010), found none with a frame header: the file is broken"
+        )
     if size is not None and size != (int(dataset.Rows), int(dataset.Columns)):
-        raise FormatError(f"expected {dataset.Rows} rows and {dataset.Columns} columns (0028,0010 and 0011), found {size[0]} and {size[1]} in the compressed stream: the file is broken")
+        raise FormatError(
+            f"expected {dataset.Rows} rows and {dataset.Columns} columns (0028,0010 and 0011), found {size[0]} and {size[1]} in the compressed stream: the file is broken"
+        )
 
 
 def _codestream_size(frame: bytes) -> tuple[int, int] | None:
     """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 stream claims; None for others and broken ones."""
     position = frame.find(b"\xff\x4f\xff\x51", 0, 256)
     if position >= 0:
-        right, bottom, left, top = (int.from_bytes(frame[position + at : position + at + 4], "big") for at in (8, 12, 16, 20))
+        right, bottom, left, top = (
+            int.from_bytes(frame[position + at : position + at + 4], "big") for at in (8, 12, 16, 20)
+        )
         return bottom - top, right - left
     position = 2 if frame.startswith(b"\xff\xd8") else len(frame)
     while position + 9 <= len(frame) and frame[position] == 0xFF:
         marker = frame[position + 1]
         if marker in (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), 0xF7):
-            return int.from_bytes(frame[position + 5 : position + 7], "big"), int.from_bytes(frame[position + 7 : position + 9], "big")
+            return int.from_bytes(frame[position + 5 : position + 7], "big"), int.from_bytes(
+                frame[position + 7 : position + 9], "big"
+            )
         position += 1 if marker == 0xFF else 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
     return None
 
@@ -204,7 +233,9 @@ def _stored_by_gdcm(dataset: Any) -> np.ndarray:
             with silent_stderr():
                 stored = sitk.GetArrayFromImage(reader.Execute())
         except RuntimeError as error:
-            raise FormatError(f"transfer syntax {syntax} ({syntax.name}) (0002,0010): neither pydicom nor SimpleITK decodes these pixels; decompress the file with dcmtk's 'dcmdjpeg'") from error
+            raise FormatError(
+                f"transfer syntax {syntax} ({syntax.name}) (0002,0010): neither pydicom nor SimpleITK decodes these pixels; decompress the file with dcmtk's 'dcmdjpeg'"
+            ) from error
     return stored.reshape(stored.shape[-2:])
 
 
@@ -272,7 +303,9 @@ def _as_stored(value: float, stored: np.ndarray, notes: list[str]) -> int:
     wrapped = int(value)
     if not limits.min <= wrapped <= limits.max:
         wrapped = (wrapped - limits.min) % span + limits.min
-        notes.append(f"Pixel Padding Value (0028,0120) {int(value)} is illegal in {stored.dtype} pixels: read as {wrapped}")
+        notes.append(
+            f"Pixel Padding Value (0028,0120) {int(value)} is illegal in {stored.dtype} pixels: read as {wrapped}"
+        )
     return wrapped
 
 

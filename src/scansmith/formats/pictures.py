@@ -34,7 +34,12 @@ def inspect(files: list[Path]) -> tuple[list[Source], list[Skipped]]:
         except FormatError as error:
             skipped.append(Skipped(file, str(error)))
         except Exception as error:  # Pillow raises anything on broken headers
-            skipped.append(Skipped(file, f"expected a PNG or JPEG picture, found a broken header ({type(error).__name__}): copy it again from its source"))
+            skipped.append(
+                Skipped(
+                    file,
+                    f"expected a PNG or JPEG picture, found a broken header ({type(error).__name__}): copy it again from its source",
+                )
+            )
     return sources, skipped
 
 
@@ -69,8 +74,13 @@ def _inspect(file: Path) -> Source:
         itemsize = 1 / 8 if picture.mode in ("1", "P") else channels
     check_size((width, height, 1), itemsize, file.stat().st_size, MOST_EXPANSION)
     return Source(
-        (file,), "png" if picture.format == "PNG" else "jpeg", modality if modality in MODALITIES else "OT",
-        channels, 2, (width, height, 1))
+        (file,),
+        "png" if picture.format == "PNG" else "jpeg",
+        modality if modality in MODALITIES else "OT",
+        channels,
+        2,
+        (width, height, 1),
+    )
 
 
 def _open(file: Path) -> Picture:
@@ -81,13 +91,19 @@ def _open(file: Path) -> Picture:
     with open(file, "rb") as stream:
         head = stream.read(26)
     if head.startswith(PNG_SIGNATURE) and len(head) == 26 and head[24] == 16 and head[25] != 0:
-        raise FormatError("expected 16-bit grey or 8-bit colour, found a PNG with 16 bits a channel and colour or alpha: convert it to 16-bit grey or 8-bit RGB")
+        raise FormatError(
+            "expected 16-bit grey or 8-bit colour, found a PNG with 16 bits a channel and colour or alpha: convert it to 16-bit grey or 8-bit RGB"
+        )
     try:
         return Pillow.open(file, formats=("PNG", "JPEG"))
     except Pillow.DecompressionBombError as error:
-        raise FormatError(f"expected a picture of at most {2 * (Pillow.MAX_IMAGE_PIXELS or 0)} pixels, found more in the header: cut it into parts") from error
+        raise FormatError(
+            f"expected a picture of at most {2 * (Pillow.MAX_IMAGE_PIXELS or 0)} pixels, found more in the header: cut it into parts"
+        ) from error
     except UnidentifiedImageError as error:
-        raise FormatError("expected a PNG or JPEG picture, found a broken or unusual one (12-bit and lossless JPEG are not read): copy it again or convert it to PNG") from error
+        raise FormatError(
+            "expected a PNG or JPEG picture, found a broken or unusual one (12-bit and lossless JPEG are not read): copy it again or convert it to PNG"
+        ) from error
 
 
 def _own_text(picture: Picture) -> dict[str, Any]:

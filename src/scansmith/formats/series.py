@@ -66,7 +66,11 @@ def arrange(slices: list[Slice], digest: Callable[[Path], str]) -> tuple[list[St
     skipped: list[Skipped] = []
     for group in _grids(slices):
         if group[0].modality in PROJECTION or group[0].position is None or group[0].orientation is None:
-            absent = () if group[0].modality in PROJECTION else ("Image Position (0020,0032) or Orientation (0020,0037) is absent: slices are used one by one",)
+            absent = (
+                ()
+                if group[0].modality in PROJECTION
+                else ("Image Position (0020,0032) or Orientation (0020,0037) is absent: slices are used one by one",)
+            )
             stacks += [([entry], absent if len(group) > 1 else ()) for entry in group]
             continue
         group, copies = drop_identical(group, "position (0020,0032)", _position_key, digest)
@@ -78,8 +82,9 @@ def arrange(slices: list[Slice], digest: Callable[[Path], str]) -> tuple[list[St
     return stacks, skipped
 
 
-def drop_identical(slices: list[Slice], words: str, key: Callable[[Slice], Hashable],
-                   digest: Callable[[Path], str]) -> tuple[list[Slice], list[Skipped]]:
+def drop_identical(
+    slices: list[Slice], words: str, key: Callable[[Slice], Hashable], digest: Callable[[Path], str]
+) -> tuple[list[Slice], list[Skipped]]:
     """Keep one of several files that share a key and all pixels; the first by path stays."""
     groups: dict[Hashable, list[Slice]] = defaultdict(list)
     for entry in slices:
@@ -94,7 +99,12 @@ def drop_identical(slices: list[Slice], words: str, key: Callable[[Slice], Hasha
             except Exception:  # unreadable pixels are reported by read()
                 mark = str(entry.file)
             if mark in seen:
-                skipped.append(Skipped(entry.file, f"a copy: another file has the same {words} and the same pixels; one of them is used"))
+                skipped.append(
+                    Skipped(
+                        entry.file,
+                        f"a copy: another file has the same {words} and the same pixels; one of them is used",
+                    )
+                )
             else:
                 kept.append(entry)
             seen.add(mark)
@@ -140,11 +150,22 @@ def _grids(slices: list[Slice]) -> list[list[Slice]]:
     for entry in slices:
         # Without a Series Instance UID nothing says that two files belong together.
         name = entry.series or str(entry.file)
-        key = (name, entry.study, entry.frame_of_reference, entry.modality, entry.channels, entry.rows, entry.columns,
-               entry.position is None, entry.orientation is None, entry.spacing is None)
+        key = (
+            name,
+            entry.study,
+            entry.frame_of_reference,
+            entry.modality,
+            entry.channels,
+            entry.rows,
+            entry.columns,
+            entry.position is None,
+            entry.orientation is None,
+            entry.spacing is None,
+        )
         for group in series[key]:
             if np.allclose(group[0].orientation or (), entry.orientation or (), rtol=0, atol=1e-3) and np.allclose(
-                    group[0].spacing or (), entry.spacing or (), rtol=1e-3):
+                group[0].spacing or (), entry.spacing or (), rtol=1e-3
+            ):
                 group.append(entry)
                 break
         else:
@@ -189,7 +210,9 @@ def _problem(ordered: list[Slice]) -> str | None:
     along = steps @ normal(ordered[0])
     gap = float(along.min())
     tolerance = min(max(0.02 * gap, 0.1), 0.4 * gap) + 1e-6
-    sideways = float(np.linalg.norm(steps.sum(axis=0) - along.sum() * normal(ordered[0]))) / max(float(along.sum()), 1e-6)
+    sideways = float(np.linalg.norm(steps.sum(axis=0) - along.sum() * normal(ordered[0]))) / max(
+        float(along.sum()), 1e-6
+    )
     if along.max() - gap > tolerance:
         tilt = f", stacked {np.degrees(np.arctan(sideways)):.1f} degrees off their normal" if sideways > 0.01 else ""
         distinct = sorted({round(float(value), 2) for value in along})

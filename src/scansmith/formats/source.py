@@ -61,6 +61,15 @@ class FormatError(ValueError):
     """A file that cannot be read; the message is a sentence like `Skipped.reason`."""
 
 
+def explain(error: Exception, files: tuple[Path, ...]) -> str:
+    """Another library's error as part of a sentence: one line, without the files' names, which often hold people's."""
+    message = " ".join(str(error).split())
+    for file in files:
+        for name in (str(file), file.name):
+            message = message.replace(name, "the file")
+    return f"{type(error).__name__} ({message[:200]})"
+
+
 @contextmanager
 def quiet() -> Iterator[list[str]]:
     """Inside, libraries' warnings and log lines are collected in the list and shown to nobody."""
@@ -111,9 +120,13 @@ def check_size(shape: tuple[int, ...], itemsize: float, available: int, expansio
     if min(shape) < 1:
         raise FormatError(f"expected at least one voxel along every axis, found shape {shape} in the header")
     if voxels > MAX_VOXELS:
-        raise FormatError(f"expected at most 2^31 voxels, found shape {shape} in the header; the file is broken or must be cut into parts")
+        raise FormatError(
+            f"expected at most 2^31 voxels, found shape {shape} in the header; the file is broken or must be cut into parts"
+        )
     if voxels * itemsize > available * expansion:
-        raise FormatError(f"expected {voxels * itemsize:.0f} bytes of voxels for shape {shape}, found room for {available} in the file: it is truncated or its header is wrong; copy it again from its source")
+        raise FormatError(
+            f"expected {voxels * itemsize:.0f} bytes of voxels for shape {shape}, found room for {available} in the file: it is truncated or its header is wrong; copy it again from its source"
+        )
 
 
 def rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
@@ -147,4 +160,6 @@ def require_finite(array: np.ndarray) -> None:
         return
     bad = array.size - int(np.count_nonzero(np.isfinite(array)))
     if bad:
-        raise FormatError(f"expected finite voxels, found {bad} of {array.size} that are NaN or infinite: set them to the background value in the tool that wrote the file")
+        raise FormatError(
+            f"expected finite voxels, found {bad} of {array.size} that are NaN or infinite: set them to the background value in the tool that wrote the file"
+        )

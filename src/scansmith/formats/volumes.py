@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..image import MODALITIES, Image
-from .source import FormatError, Skipped, Source, check_size, require_finite, rescale, silent_stderr
+from .source import FormatError, Skipped, Source, check_size, explain, require_finite, rescale, silent_stderr
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 DEFLATE_EXPANSION = 1032.0  # the most bytes that one byte of deflate can become
@@ -39,7 +39,11 @@ def inspect(files: list[Path]) -> tuple[list[Source], list[Skipped]]:
         except FormatError as error:
             skipped.append(Skipped(file, str(error)))
         except Exception as error:  # nibabel and ITK raise anything on broken headers
-            skipped.append(Skipped(file, f"expected a readable header, found {type(error).__name__} ({' '.join(str(error).split())[:200]}): copy it again from its source"))
+            skipped.append(
+                Skipped(
+                    file, f"expected a readable header, found {explain(error, (file,))}: copy it again from its source"
+                )
+            )
     return sources, skipped
 
 
@@ -49,7 +53,9 @@ def read(source: Source) -> Image:
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     require_finite(array)
     units = said.get("units") or ("HU" if source.modality == "CT" else "a.u.")
-    return Image(array, affine, source.modality, units, bool(said.get("spacing_known", True)), source.notes + tuple(notes))
+    return Image(
+        array, affine, source.modality, units, bool(said.get("spacing_known", True)), source.notes + tuple(notes)
+    )
 
 
 def _format(head: bytes) -> str | None:
@@ -72,6 +78,7 @@ def _nifti_version(head: bytes) -> int | None:
 
 # ------------------------------------------------------------------------------------------------ NIfTI
 
+
 def _open_nifti(file: Path) -> Any:
     """A nibabel image whose voxels are not read yet, whatever the file is called; close `file_map["image"].fileobj`."""
     import nibabel
@@ -85,9 +92,13 @@ def _open_nifti(file: Path) -> Any:
         version = _nifti_version(head)
         magic = head[344:348] if version == 1 else head[4:8]
         if magic[:3] == b"ni1" or magic[:3] == b"ni2":
-            raise FormatError("expected one NIfTI file, found the header of a pair (magic 'ni1'; .hdr and .img): convert it to one .nii file")
+            raise FormatError(
+                "expected one NIfTI file, found the header of a pair (magic 'ni1'; .hdr and .img): convert it to one .nii file"
+            )
         if magic[:3] not in (b"n+1", b"n+2"):
-            raise FormatError(f"expected the NIfTI magic 'n+1' or 'n+2', found {magic!r}: an Analyze 7.5 file, whose orientation is unknown, or a broken header; convert it to NIfTI")
+            raise FormatError(
+                f"expected the NIfTI magic 'n+1' or 'n+2', found {magic!r}: an Analyze 7.5 file, whose orientation is unknown, or a broken header; convert it to NIfTI"
+            )
         stream.seek(0)
         kind = nibabel.Nifti2Image if version == 2 else nibabel.Nifti1Image
         holder = FileHolder(fileobj=stream)
@@ -108,12 +119,16 @@ def _nifti_shape(header: Any) -> tuple[tuple[int, int, int], int, int]:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if dtype.kind not in "iuf" and dtype.names != ("R", "G", "B"):
-        raise FormatError(f"expected real voxels, found NIfTI datatype {int(header['datatype'])} ({dtype}): convert it to int16 or float32")
+        raise FormatError(
+            f"expected real voxels, found NIfTI datatype {int(header['datatype'])} ({dtype}): convert it to int16 or float32"
+        )
     channels = 3 if dtype.names else 1
     if len(shape) == 5 and shape[3:] == (1, 3) and channels == 1:
         channels, shape = 3, shape[:3]
     if not 2 <= len(shape) <= 3:
-        raise FormatError(f"expected a 2-D or 3-D volume, found a NIfTI file of shape {shape}: split the 4-D series into 3-D files")
+        raise FormatError(
+            f"expected a 2-D or 3-D volume, found a NIfTI file of shape {shape}: split the 4-D series into 3-D files"
+        )
     i, j, k = (*shape, 1)[:3]
     return (i, j, k), channels, 2 if k == 1 else 3
 
@@ -182,6 +197,7 @@ def _nifti_affine(image: Any) -> tuple[np.ndarray, list[str]]:
 
 # ------------------------------------------------------------------------------------------------ NRRD and MetaImage
 
+
 def _header_text(file: Path) -> dict[str, str]:
     """The text header's fields, keys in lower case; it ends at an empty line (NRRD) or with ElementDataFile (MetaImage)."""
     fields: dict[str, str] = {}
@@ -208,9 +224,11 @@ def _voxel_file(file: Path, fields: dict[str, str]) -> Path:
     if name.upper() == "LOCAL":
         return file
     if name.upper().startswith("LIST") or "%" in name or "/" in name or "\\" in name:
-        raise FormatError(f"expected voxels in this file or in one file beside it, found {name!r} in its header: save it as one file")
+        raise FormatError(
+            "expected voxels in this file or in one file beside it, found a list or another folder in its header: save it as one file"
+        )
     if not file.with_name(name).is_file():
-        raise FormatError(f"expected the voxel file {name!r} beside this header, found none: copy both files")
+        raise FormatError("expected the voxel file that this header names beside it, found none: copy both files")
     return file.with_name(name)
 
 
@@ -240,7 +258,9 @@ def _itk_shape(reader: Any) -> tuple[tuple[int, int, int], int]:
     words = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     channels = int(reader.GetNumberOfComponents())
     if "complex" in words or channels not in (1, 3) or (channels == 3 and "float" in words):
-        raise FormatError(f"expected grey or integer RGB voxels, found {channels} components of {words}: convert it to a scalar volume")
+        raise FormatError(
+            f"expected grey or integer RGB voxels, found {channels} components of {words}: convert it to a scalar volume"
+        )
     if not 2 <= len(size) <= 3:
         raise FormatError(f"expected a 2-D or 3-D volume, found shape {size}: split it into 3-D files")
     i, j, k = (*size, 1)[:3]
@@ -255,7 +275,9 @@ def _inspect_itk(file: Path, name: str) -> Source:
     raw = fields.get("compresseddata", "false").lower() != "true" and fields.get("encoding", "raw") == "raw"
     check_size(shape, channels * _itk_itemsize(reader), voxels.stat().st_size, 1.0 if raw else DEFLATE_EXPANSION)
     modality = METAIMAGE_MODALITIES.get(fields.get("modality", ""), "OT")
-    return Source((file,) if voxels == file else (file, voxels), name, modality, channels, 2 if shape[2] == 1 else 3, shape)
+    return Source(
+        (file,) if voxels == file else (file, voxels), name, modality, channels, 2 if shape[2] == 1 else 3, shape
+    )
 
 
 def _itk_itemsize(reader: Any) -> int:

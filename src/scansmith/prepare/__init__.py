@@ -9,8 +9,16 @@ if TYPE_CHECKING:
     from .fingerprint import Plan
 
 
-def prepare(scans: Path, dataset: Path, *, labels: str = "auto", modality: str | None = None, max_side: int = 512,
-            workers: int | None = None, seed: int = 0) -> dict[str, Any]:
+def prepare(
+    scans: Path,
+    dataset: Path,
+    *,
+    labels: str = "auto",
+    modality: str | None = None,
+    max_side: int = 512,
+    workers: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Turn a folder of DICOM, NIfTI, NRRD, MetaImage, PNG or JPEG scans into a prepared dataset.
 
     Grid, intensity window, slices and split follow from the scans; each choice is said with its reason. Patients never

@@ -21,7 +21,21 @@ LEAST_IMAGES = 8
 # So many scans, evenly spread over the folder, are read to choose grid and dtype; medians do not need more.
 MOST_LOOKS = 256
 # Words that de-identification leaves in Patient ID: all patients would become one.
-PLACEHOLDERS = {"", "anon", "anonymous", "anonymised", "anonymized", "deidentified", "de-identified", "unknown", "none", "na", "n/a", "patient", "0"}
+PLACEHOLDERS = {
+    "",
+    "anon",
+    "anonymous",
+    "anonymised",
+    "anonymized",
+    "deidentified",
+    "de-identified",
+    "unknown",
+    "none",
+    "na",
+    "n/a",
+    "patient",
+    "0",
+}
 
 
 @dataclass(frozen=True)
@@ -113,7 +127,9 @@ def survey(scans: Path, labels: str, modality: str | None, max_side: int, seed: 
     kind = modality.upper() if declared and modality else sources[0].modality
     few = sum(map(images_in, sources))
     if few < LEAST_IMAGES:
-        raise ValueError(f"expected at least {LEAST_IMAGES} images to learn from in {scans}, found {few}: add more scans of this kind")
+        raise ValueError(
+            f"expected at least {LEAST_IMAGES} images to learn from in {scans}, found {few}: add more scans of this kind"
+        )
     root = scans if scans.is_dir() else scans.parent
     patients, level, words = patient_keys(sources, root)
     names, label_words = label_sources.find(labels, root, sources, patients)
@@ -121,11 +137,32 @@ def survey(scans: Path, labels: str, modality: str | None, max_side: int, seed: 
     looks, skip_masks, mask_words = _without_masks(looks)
     height, width, spacing, grid_words = choose_grid(looks, max_side)
     dtype = common_dtype([look.dtype for look in looks])
-    reasons += [words, label_words, *mask_words, *grid_words, *_intensity_words(kind, declared, sources[0].dimensions, looks), *_slice_words(looks, sources)]
+    reasons += [
+        words,
+        label_words,
+        *mask_words,
+        *grid_words,
+        *_intensity_words(kind, declared, sources[0].dimensions, looks),
+        *_slice_words(looks, sources),
+    ]
     plan = Plan(
-        modality=kind, declared=declared, channels=sources[0].channels, dimensions=sources[0].dimensions, height=height, width=width,
-        spacing=spacing, dtype=str(dtype), scans=len(sources), patients=len(set(patients)), images=few, split_level=level,
-        labels=tuple(sorted({name for name in names if name is not None})), skip_masks=skip_masks, reasons=tuple(reasons), left_aside=tuple(aside))
+        modality=kind,
+        declared=declared,
+        channels=sources[0].channels,
+        dimensions=sources[0].dimensions,
+        height=height,
+        width=width,
+        spacing=spacing,
+        dtype=str(dtype),
+        scans=len(sources),
+        patients=len(set(patients)),
+        images=few,
+        split_level=level,
+        labels=tuple(sorted({name for name in names if name is not None})),
+        skip_masks=skip_masks,
+        reasons=tuple(reasons),
+        left_aside=tuple(aside),
+    )
     return Survey(root, plan, sources, patients, names, skipped, _facts(looks))
 
 
@@ -141,7 +178,9 @@ def images_in(source: Source) -> int:
     return source.shape[2] if source.format == "dicom" or source.dimensions == 2 else min(source.shape)
 
 
-def choose_group(found: list[Source], modality: str | None) -> tuple[list[Source], bool, list[dict[str, str | int]], list[str]]:
+def choose_group(
+    found: list[Source], modality: str | None
+) -> tuple[list[Source], bool, list[dict[str, str | int]], list[str]]:
     """The scans to use: of one modality, number of channels and dimensions, the kind with most images.
 
     Returns:
@@ -165,19 +204,29 @@ def choose_group(found: list[Source], modality: str | None) -> tuple[list[Source
     best = max(sorted(matching), key=lambda kind: images[kind])
     aside: list[dict[str, str | int]] = [
         {"modality": kind[0], "channels": kind[1], "dimensions": kind[2], "scans": scans[kind], "images": images[kind]}
-        for kind in sorted(images) if kind != best]
+        for kind in sorted(images)
+        if kind != best
+    ]
     used = [source for source in found if (source.modality, source.channels, source.dimensions) == best]
-    words = f"{_plural(scans[best], f'{_name(best)} scan')} with {images[best]} images" + (f", taken as {wished} as declared" if declared else "")
+    words = f"{_plural(scans[best], f'{_name(best)} scan')} with {images[best]} images" + (
+        f", taken as {wished} as declared" if declared else ""
+    )
     reasons = [f"used: {words}"]
+    if best[0] == "OT" and best[2] == 3 and not declared:
+        reasons.append(
+            "the files do not say the modality: --modality CT (or MR, CR, DX) does, and CT then keeps Hounsfield units"
+        )
     if aside:
         others = {kind: count for kind, count in scans.items() if kind != best}
-        reasons.append(f"left aside: {_listing(images, others)} (one kind a dataset: the one with most images, or --modality)")
+        reasons.append(
+            f"left aside: {_listing(images, others)} (one kind a dataset: the one with most images, or --modality)"
+        )
     return used, declared, aside, reasons
 
 
 def _name(kind: tuple[str, int, int]) -> str:
     modality, channels, dimensions = kind
-    return f"{'RGB ' if channels == 3 else ''}{'other' if modality == 'OT' else modality} {dimensions}-D"
+    return f"{'RGB ' if channels == 3 else ''}{'' if modality == 'OT' else modality + ' '}{dimensions}-D"
 
 
 def _listing(images: dict[tuple[str, int, int], int], scans: dict[tuple[str, int, int], int]) -> str:
@@ -226,7 +275,9 @@ def _look_at_some(sources: list[Source], kind: str, seed: int, quiet: bool) -> l
                 first_reason = first_reason or f"{source.files[0].name}: {error}"
             progress.update(number + 1)
     if not looks:
-        raise ValueError(f"expected readable scans, found {len(sources)} that look like scans and cannot be read; the first: {first_reason}")
+        raise ValueError(
+            f"expected readable scans, found {len(sources)} that look like scans and cannot be read; the first: {first_reason}"
+        )
     return looks
 
 
@@ -237,7 +288,18 @@ def look(source: Source, kind: str, seed: int) -> Look:
     empty = why_empty(slices, kind, source.dimensions)
     values = np.random.default_rng(seed).choice(image.array.ravel(), 2048).astype(np.float32)
     height, width = slices.array.shape[-2:]
-    return Look(height, width, slices.spacing, slices.plane, image.array.dtype, len(empty), empty.count(None), is_mask(slices.array), values, image.notes)
+    return Look(
+        height,
+        width,
+        slices.spacing,
+        slices.plane,
+        image.array.dtype,
+        len(empty),
+        empty.count(None),
+        is_mask(slices.array),
+        values,
+        image.notes,
+    )
 
 
 def _without_masks(looks: list[Look]) -> tuple[list[Look], bool, list[str]]:
@@ -246,8 +308,18 @@ def _without_masks(looks: list[Look]) -> tuple[list[Look], bool, list[str]]:
     if not masks:
         return looks, False, []
     if masks == len(looks):
-        return looks, False, [f"all {masks} scans inspected look like masks (whole numbers, constant over areas): is this the folder of the scans?"]
-    return [look for look in looks if not look.mask], True, [f"masks among the scans are left out ({masks} of {len(looks)} inspected)"]
+        return (
+            looks,
+            False,
+            [
+                f"all {masks} scans inspected look like masks (whole numbers, constant over areas): is this the folder of the scans?"
+            ],
+        )
+    return (
+        [look for look in looks if not look.mask],
+        True,
+        [f"masks among the scans are left out ({masks} of {len(looks)} inspected)"],
+    )
 
 
 def choose_grid(looks: Sequence[Look], max_side: int) -> tuple[int, int, tuple[float, float] | None, list[str]]:
@@ -267,11 +339,22 @@ def choose_grid(looks: Sequence[Look], max_side: int) -> tuple[int, int, tuple[f
     height, width = (max(1, round(float(size))) for size in _median(sizes, looks))
     where = f"{height} x {width} pixels"
     if spacing is None:
-        how = "every image has this size" if one_size else "the median size; no pixel size is known, so each image is scaled to fit, proportions kept"
+        how = (
+            "every image has this size"
+            if one_size
+            else "the median size; no pixel size is known, so each image is scaled to fit, proportions kept"
+        )
     else:
         where += f" of {spacing[0]:.3g} x {spacing[1]:.3g} mm"
-        how = "the median pixel size, to which the others are resampled, and the median size, to which they are cropped or padded" if differ else (
-            "every image has this size" if one_size else "the median size, to which the others are cropped or padded about their centre")
+        how = (
+            "the median pixel size, to which the others are resampled, and the median size, to which they are cropped or padded"
+            if differ
+            else (
+                "every image has this size"
+                if one_size
+                else "the median size, to which the others are cropped or padded about their centre"
+            )
+        )
     reasons = [f"grid: {where} ({how})"]
     shrink = max_side / max(height, width)
     if shrink < 1.0:
@@ -293,7 +376,14 @@ def _facts(looks: Sequence[Look]) -> dict[str, Any]:
     sizes = Counter(f"{look.height}x{look.width}" for look in looks)
     known = np.array([look.spacing for look in looks if look.spacing is not None])
     points = (0, 5, 50, 95, 100)
-    spacing = {name: dict(zip(map(str, points), np.percentile(known[:, axis], points).tolist())) for axis, name in enumerate(("row", "column"))} if len(known) else None
+    spacing = (
+        {
+            name: dict(zip(map(str, points), np.percentile(known[:, axis], points).tolist()))
+            for axis, name in enumerate(("row", "column"))
+        }
+        if len(known)
+        else None
+    )
     return {"inspected": len(looks), "sizes": dict(sizes.most_common(20)), "spacing": spacing}
 
 
@@ -327,7 +417,10 @@ def _intensity_words(kind: str, declared: bool, dimensions: int, looks: Sequence
         if physical and np.concatenate(physical).min() >= 0:
             words.append("declared CT, but no value lies below 0: these may not be Hounsfield units")
     notes = Counter(note for look in looks for note in look.notes)
-    return words + [f"altered while reading: {note} ({count} of {len(looks)} scans inspected)" for note, count in notes.most_common(8)]
+    return words + [
+        f"altered while reading: {note} ({count} of {len(looks)} scans inspected)"
+        for note, count in notes.most_common(8)
+    ]
 
 
 def _slice_words(looks: Sequence[Look], sources: Sequence[Source]) -> list[str]:

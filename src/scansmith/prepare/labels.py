@@ -12,8 +12,36 @@ from ..formats import Source
 
 # Folder names that say what files are for, not what they show.
 ROLES = {
-    "train", "training", "val", "valid", "validation", "test", "testing", "holdout", "images", "image", "imgs", "img", "imagestr", "imagests",
-    "labels", "label", "labelstr", "masks", "mask", "seg", "segs", "segmentation", "segmentations", "data", "raw", "dicom", "nifti", "scans", "new", "old",
+    "train",
+    "training",
+    "val",
+    "valid",
+    "validation",
+    "test",
+    "testing",
+    "holdout",
+    "images",
+    "image",
+    "imgs",
+    "img",
+    "imagestr",
+    "imagests",
+    "labels",
+    "label",
+    "labelstr",
+    "masks",
+    "mask",
+    "seg",
+    "segs",
+    "segmentation",
+    "segmentations",
+    "data",
+    "raw",
+    "dicom",
+    "nifti",
+    "scans",
+    "new",
+    "old",
 }
 MOST_CLASSES = 50
 LEAST_SCANS_PER_FOLDER = 5
@@ -48,10 +76,15 @@ def from_folders(scans: Path, sources: Sequence[Source], patients: Sequence[str]
         return none, "labels: none (scans lie directly in the folder)"
     folders = [names[0] for names in parts]
     sizes = Counter(folders)
-    doubt = why_not_classes(sizes, {folder: {patient for patient, own in zip(patients, folders) if own == folder} for folder in sizes})
+    doubt = why_not_classes(
+        sizes, {folder: {patient for patient, own in zip(patients, folders) if own == folder} for folder in sizes}
+    )
     if doubt:
         return none, f"labels: none ({doubt}; to give classes: --labels TABLE.csv with columns file and label)"
-    return list(folders), f"labels: {len(sizes)} classes from the sub-folders: {', '.join(f'{name} {size}' for name, size in sorted(sizes.items()))}"
+    return (
+        list(folders),
+        f"labels: {len(sizes)} classes from the sub-folders: {', '.join(f'{name} {size}' for name, size in sorted(sizes.items()))}",
+    )
 
 
 def why_not_classes(sizes: dict[str, int], patients: dict[str, set[str]]) -> str | None:
@@ -85,7 +118,9 @@ def from_table(table: Path, scans: Path, sources: Sequence[Source]) -> tuple[lis
     matched = sum(label is not None for label in labels)
     if not matched:
         example = next(iter(wanted), "nothing")
-        raise ValueError(f"expected column {key!r} of {table} to name the scans, found no match among {len(wanted)} rows (the first is {example!r}): give paths as they lie below {scans}")
+        raise ValueError(
+            f"expected column {key!r} of {table} to name the scans, found no match among {len(wanted)} rows (the first is {example!r}): give paths as they lie below {scans}"
+        )
     classes = sorted({label for label in labels if label is not None})
     _check_classes(classes, matched, sources, table)
     missing = f"; {len(sources) - matched} scans are not in it and have no label" if matched < len(sources) else ""
@@ -96,14 +131,22 @@ def _read_table(table: Path) -> tuple[str, dict[str, str]]:
     """(key column, key -> label)."""
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
-            rows = [{str(name).strip().lower(): (value or "").strip() for name, value in row.items() if name and not isinstance(value, list)}
-                    for row in csv.DictReader(file)]
+            rows = [
+                {
+                    str(name).strip().lower(): (value or "").strip()
+                    for name, value in row.items()
+                    if name and not isinstance(value, list)
+                }
+                for row in csv.DictReader(file)
+            ]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"expected a CSV table in UTF-8, found {table}: {error}") from error
     columns = list(rows[0]) if rows else []
     key = next((name for name in KEYS if name in columns), None)
     if key is None or "label" not in columns:
-        raise ValueError(f"expected the columns label and one of {', '.join(KEYS)} in {table}, found {', '.join(columns) or 'no rows'}: rename them in the first line")
+        raise ValueError(
+            f"expected the columns label and one of {', '.join(KEYS)} in {table}, found {', '.join(columns) or 'no rows'}: rename them in the first line"
+        )
     given: defaultdict[str, set[str]] = defaultdict(set)
     for row in rows:
         if row[key] and row["label"]:
@@ -129,11 +172,19 @@ def _check_classes(classes: list[str], scans: int, sources: Sequence[Source], ta
     """Refuse a column that names or describes patients instead of classing them: it would travel with the dataset."""
     people = {source.patient for source in sources if source.patient}
     if people & set(classes):
-        raise ValueError(f"expected classes in column label of {table}, found Patient IDs: give a column with few different values")
+        raise ValueError(
+            f"expected classes in column label of {table}, found Patient IDs: give a column with few different values"
+        )
     if len(classes) > MOST_CLASSES or (scans >= 8 and 2 * len(classes) > scans):
-        raise ValueError(f"expected at most {MOST_CLASSES} classes in column label of {table}, each for several scans, found {len(classes)} different values for {scans} scans: an identifier, a number or free text is no class")
+        raise ValueError(
+            f"expected at most {MOST_CLASSES} classes in column label of {table}, each for several scans, found {len(classes)} different values for {scans} scans: an identifier, a number or free text is no class"
+        )
     long = next((name for name in classes if len(name) > 60 or "\n" in name), None)
     if long is not None:
-        raise ValueError(f"expected short class names in column label of {table}, found one of {len(long)} characters: free text is no class")
+        raise ValueError(
+            f"expected short class names in column label of {table}, found one of {len(long)} characters: free text is no class"
+        )
     if len(classes) == 1:
-        raise ValueError(f"expected at least 2 classes in column label of {table}, found {classes[0]!r} alone: use --labels none")
+        raise ValueError(
+            f"expected at least 2 classes in column label of {table}, found {classes[0]!r} alone: use --labels none"
+        )

@@ -40,7 +40,9 @@ class Ledger:
                 continue
             self.first[digest] = len(self.rows)
             self.scans.append(scan)
-            self.rows.append({"slice": k, "spacing": stored.spacing, "sha256": digest, "affine": affine, "crop": stored.crop})
+            self.rows.append(
+                {"slice": k, "spacing": stored.spacing, "sha256": digest, "affine": affine, "crop": stored.crop}
+            )
             yield image
 
 
@@ -63,4 +65,6 @@ class Pseudonyms:
         return self._name("patient", patient)
 
     def _name(self, kind: str, identity: str) -> str:
-        return hmac.new(self.key, f"{kind}:{identity}".encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:16]
+        return hmac.new(self.key, f"{kind}:{identity}".encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[
+            :16
+        ]

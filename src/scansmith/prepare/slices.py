@@ -138,8 +138,13 @@ class Placement:
     source: tuple[int, int]
 
     @classmethod
-    def choose(cls, source: tuple[int, int], spacing: tuple[float, float] | None, grid: tuple[int, int],
-               grid_spacing: tuple[float, float] | None) -> Placement:
+    def choose(
+        cls,
+        source: tuple[int, int],
+        spacing: tuple[float, float] | None,
+        grid: tuple[int, int],
+        grid_spacing: tuple[float, float] | None,
+    ) -> Placement:
         """The placement of a slice of size `source` (height, width).
 
         With both pixel sizes known (mm, row and column) the slice is brought to the grid's pixel size and then cropped

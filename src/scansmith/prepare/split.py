@@ -66,7 +66,9 @@ def assign(hashes: Mapping[str, Iterable[str]], labels: Mapping[str, str | None]
         labels: cluster -> class, or None.
         seed: another seed gives another split.
     """
-    content = {cluster: hashlib.sha256("".join(sorted(members)).encode()).hexdigest() for cluster, members in hashes.items()}
+    content = {
+        cluster: hashlib.sha256("".join(sorted(members)).encode()).hexdigest() for cluster, members in hashes.items()
+    }
     ranked = sorted(content, key=lambda cluster: hashlib.sha256(f"{seed}:{content[cluster]}".encode()).digest())
     strata: dict[str, list[str]] = {}
     for cluster in ranked:
@@ -88,7 +90,9 @@ def _quotas(sizes: Mapping[str, int]) -> dict[str, dict[str, int]]:
     column = {split: wanted[split] - sum(quota[name, split] for name in sizes) for split in SPLITS}
     while any(row.values()):
         # What is left over goes where the rounding took most, as long as class and split have room.
-        name, split = max((cell for cell in exact if row[cell[0]] and column[cell[1]]), key=lambda cell: exact[cell] - quota[cell])
+        name, split = max(
+            (cell for cell in exact if row[cell[0]] and column[cell[1]]), key=lambda cell: exact[cell] - quota[cell]
+        )
         quota[name, split] += 1
         row[name] -= 1
         column[split] -= 1

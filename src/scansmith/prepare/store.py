@@ -86,18 +86,25 @@ def _store(image: Image, source: Source, plan: Plan, draws: int, seed: int) -> S
     values = slices.array.ravel()[:: (slices.array.size // MOST_VOXELS) | 1]
     grey_levels = stores_grey_levels(slices.array.dtype, plan.modality, source.dimensions)
     by_scan = plan.modality != "CT" or grey_levels
-    window = intensity.choose(plan.modality, values, np.dtype(np.uint8 if grey_levels else np.float32))[0] if by_scan else None
+    window = (
+        intensity.choose(plan.modality, values, np.dtype(np.uint8 if grey_levels else np.float32))[0]
+        if by_scan
+        else None
+    )
     place = Placement.choose(slices.array.shape[-2:], slices.spacing, (plan.height, plan.width), plan.spacing)
     images = place.apply(slices.array[kept], background(AIR if window is None else window.low, slices.array.dtype))
     known = slices.spacing is not None
     return Stored(
-        images=images, slices=kept,
+        images=images,
+        slices=kept,
         affines=[np.round(place.affine(slices, k), 9).tolist() if known else None for k in kept],
         spacing=place.spacing(slices.spacing) if slices.spacing is not None else None,
-        crop=[round(value, 6) for value in place.box], window=window,
+        crop=[round(value, 6) for value in place.box],
+        window=window,
         values=np.random.default_rng(seed).choice(images.ravel(), draws).astype(np.float32),
         hashes=[hashlib.sha256(one.astype(plan.dtype).tobytes()).hexdigest() for one in images],
-        empty={reason: reasons.count(reason) for reason in reasons if reason is not None})
+        empty={reason: reasons.count(reason) for reason in reasons if reason is not None},
+    )
 
 
 def background(value: float, dtype: np.dtype) -> float:
@@ -129,8 +136,14 @@ def store_all(sources: Sequence[Source], plan: Plan, workers: int | None, seed: 
     draws = int(np.clip(2_000_000 // len(sources), 64, 4096))
     size = PICTURES_PER_TASK if plan.dimensions == 2 else 1
     tasks: list[Task] = [
-        (list(sources[start : start + size]), plan, draws, [derive_seed(seed, "values", start + i) for i in range(size)])
-        for start in range(0, len(sources), size)]
+        (
+            list(sources[start : start + size]),
+            plan,
+            draws,
+            [derive_seed(seed, "values", start + i) for i in range(size)],
+        )
+        for start in range(0, len(sources), size)
+    ]
     for results in _ordered(tasks, min(count, len(tasks))):
         yield from results
 

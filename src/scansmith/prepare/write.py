@@ -28,10 +28,12 @@ class _NeedsFloat(Exception):
     """A scan came whose values the chosen dtype cannot hold exactly."""
 
 
-def prepare(scans: Path, root: Path, labels: str, modality: str | None, max_side: int, workers: int | None, seed: int) -> dict[str, Any]:
+def prepare(
+    scans: Path, root: Path, labels: str, modality: str | None, max_side: int, workers: int | None, seed: int
+) -> dict[str, Any]:
     """See `scansmith.prepare.prepare`."""
     _refuse_inside(scans, root)
-    private = root.with_name(f"{root.name}.private.json")
+    private = root.resolve().with_name(f"{root.resolve().name}.private.json")
     request = _request(scans, labels, modality, max_side, seed)
     earlier = _read_private(private)
     if earlier.get("request") == request and (root / "dataset.json").is_file():
@@ -49,8 +51,10 @@ def prepare(scans: Path, root: Path, labels: str, modality: str | None, max_side
     columns = _columns(found, ledger, names, splits, windows)
     info = describe(found, plan, ledger, names, columns, splits, words)
     result = report(found, ledger, root, info)
-    cases = {names.case(source.files[0]): {"files": [str(file.absolute()) for file in source.files], "patient": patient}
-             for source, patient in zip(found.sources, found.patients)}
+    cases = {
+        names.case(source.files[0]): {"files": [str(file.absolute()) for file in source.files], "patient": patient}
+        for source, patient in zip(found.sources, found.patients)
+    }
     _write_private(private, {"key": key.hex(), "request": request, "result": result, "cases": cases})
     prepared.write_manifest(root, info, columns, (plan.channels, plan.height, plan.width))
     return result
@@ -58,7 +62,9 @@ def prepare(scans: Path, root: Path, labels: str, modality: str | None, max_side
 
 def _refuse_inside(scans: Path, root: Path) -> None:
     if scans.is_dir() and root.resolve().is_relative_to(scans.resolve()):
-        raise ValueError(f"expected the dataset outside the folder of scans, got {root} inside {scans}: what is written there would be read as scans next time")
+        raise ValueError(
+            f"expected the dataset outside the folder of scans, got {root} inside {scans}: what is written there would be read as scans next time"
+        )
 
 
 def _require_enough(ledger: Ledger, scans: Path, root: Path) -> None:
@@ -71,10 +77,12 @@ def _require_enough(ledger: Ledger, scans: Path, root: Path) -> None:
     why = f"; the commonest reason: {reasons.most_common(1)[0][0]}" if reasons else ""
     raise ValueError(
         f"expected at least {LEAST_IMAGES} images to learn from in {scans}, found {found}: {len(ledger.skipped)} scans were skipped, "
-        f"{sum(ledger.empty.values())} slices are empty and {len(ledger.copies)} images are copies{why}")
+        f"{sum(ledger.empty.values())} slices are empty and {len(ledger.copies)} images are copies{why}"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ images
+
 
 def _store(found: Survey, root: Path, workers: int | None, seed: int) -> tuple[Plan, Ledger]:
     """Every image to its shard; the plan widens to float32 when a scan outside the inspected ones needs it."""
@@ -107,6 +115,7 @@ def _stream(found: Survey, plan: Plan, ledger: Ledger, workers: int | None, seed
 
 # ------------------------------------------------------------------------------------------------ rows
 
+
 def split_scans(found: Survey, ledger: Ledger, seed: int) -> dict[int, str]:
     """Scan -> split: patients who share a copy stay together, classes are spread evenly."""
     owner = found.patients
@@ -133,23 +142,35 @@ def _windows(plan: Plan, ledger: Ledger, splits: dict[int, str]) -> tuple[dict[i
     return {scan: window or shared for scan, window in ledger.windows.items()}, words
 
 
-def _columns(found: Survey, ledger: Ledger, names: Pseudonyms, splits: dict[int, str],
-             windows: dict[int, IntensityMap]) -> dict[str, list[Any]]:
+def _columns(
+    found: Survey, ledger: Ledger, names: Pseudonyms, splits: dict[int, str], windows: dict[int, IntensityMap]
+) -> dict[str, list[Any]]:
     """The manifest."""
     by_scan = {
-        scan: {"case": names.case(found.sources[scan].files[0]), "patient": names.patient(found.patients[scan]),
-               "split": splits[scan], "label": found.labels[scan], **windows[scan].to_json()}
-        for scan in windows}
+        scan: {
+            "case": names.case(found.sources[scan].files[0]),
+            "patient": names.patient(found.patients[scan]),
+            "split": splits[scan],
+            "label": found.labels[scan],
+            **windows[scan].to_json(),
+        }
+        for scan in windows
+    }
     rows = [{**row, **by_scan[scan]} for row, scan in zip(ledger.rows, ledger.scans)]
     return {name: [row[name] for row in rows] for name in prepared.COLUMNS}
 
 
 # ------------------------------------------------------------------------------------------------ private file
 
+
 def _request(scans: Path, labels: str, modality: str | None, max_side: int, seed: int) -> str:
     """Hash of the arguments and of every file's path, size and time of change: equal when there is nothing new to do."""
-    state = hashlib.sha256(json.dumps([prepared.VERSION, str(scans.resolve()), labels, modality, max_side, seed]).encode())
-    files = [Path(folder) / name for folder, _, names in os.walk(scans) for name in names] if scans.is_dir() else [scans]
+    state = hashlib.sha256(
+        json.dumps([prepared.VERSION, str(scans.resolve()), labels, modality, max_side, seed]).encode()
+    )
+    files = (
+        [Path(folder) / name for folder, _, names in os.walk(scans) for name in names] if scans.is_dir() else [scans]
+    )
     table = Path(labels)
     for file in [*sorted(files), *([table] if labels not in ("auto", "none") else [])]:
         try:

@@ -177,11 +177,10 @@ def real_pool(folder: RunFolder) -> tuple[np.ndarray, str]:
 
 
 def class_groups(folder: RunFolder, pool: np.ndarray) -> list[str]:
-    """Classes to show one row each, at most `MOST_CLASSES`; none when either side has no classes."""
+    """Classes to show one row each, at most `MOST_CLASSES`; none when the synthetic or the real images have no classes."""
     made = {name for _, name in folder.synthetic_files if name is not None}
-    if len(pool) and folder.dataset is not None:
-        made &= {folder.dataset.columns["label"][row] for row in pool}
-    return sorted(made)[:MOST_CLASSES]
+    real = {folder.dataset.columns["label"][row] for row in pool} - {None} if folder.dataset is not None else set()
+    return sorted(made | real)[:MOST_CLASSES] if made and (real or not len(pool)) else []
 
 
 def sheet_tiles(folder: RunFolder, real: list[int], fake: list[Path]) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -1,0 +1,139 @@
+"""Synthesis: sample i depends on (seed, i) only, values come out in physical units, every file is marked, models load no code."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from scansmith import formats, model, synthesize
+from scansmith.networks import GENERATORS
+from scansmith.preprocess import Grid
+
+
+def make_model(folder, labels=(), modality="CT", source="dicom", low=-1024.0, high=1000.0, units="HU", height=12, width=16):
+    torch.manual_seed(0)
+    grid = Grid.choose(height, width, 16)
+    arguments = {"channels": 1, "base": [grid.base_height, grid.base_width], "doublings": grid.doublings, "width": 8, "latent": 8, "classes": len(labels)}
+    config = {
+        "network": {"name": "strided", "arguments": arguments}, "grid": grid.to_json(), "channels": 1, "modality": modality,
+        "source_format": source, "intensity": {"low": low, "high": high, "units": units}, "spacing": [2.0, 1.5], "labels": list(labels),
+        "label_counts": [30, 10][: len(labels)], "data_hash": "d" * 16, "recipe": {"name": "relativistic", "train_images": 40, "images": 800, "seed": 0},
+    }  # fmt: skip
+    return model.save(folder, GENERATORS["strided"](**arguments), config)
+
+
+def voxels(folder):
+    sources, skipped = formats.discover(folder)
+    assert not skipped
+    return {source.files[0].name.split(".")[0]: formats.read(source).array for source in sources}
+
+
+@pytest.mark.parametrize("format", ["png", "nifti", "dicom"])
+def test_sample_i_depends_on_seed_and_index_only(tmp_path, format):
+    make_model(tmp_path / "m")
+    synthesize(tmp_path / "m", tmp_path / "many", count=40, format=format)
+    synthesize(tmp_path / "m", tmp_path / "part", count=3, first=19, format=format)
+    synthesize(tmp_path / "m", tmp_path / "other", count=3, first=19, format=format, seed=1)
+    many, part, other = (voxels(tmp_path / name) for name in ("many", "part", "other"))
+    assert len(many) == 40 and sorted(part) == ["000019", "000020", "000021"]
+    for name, array in part.items():
+        assert np.array_equal(array, many[name]) and not np.array_equal(array, other[name])
+        grid = Grid.choose(12, 16, 16)
+        assert array.shape == (1, grid.box_width, grid.box_height, 1)  # without the grid's padding
+
+
+def test_hounsfield_units_are_whole_and_inside_the_window_and_equal_in_every_format(tmp_path):
+    made = make_model(tmp_path / "m")
+    z = model.load(tmp_path / "m").generator
+    assert z.training is False and made.intensity.units == "HU"
+    arrays = []
+    for format in ("png", "nifti", "dicom"):
+        synthesize(tmp_path / "m", tmp_path / format, count=2, format=format)
+        arrays.append(voxels(tmp_path / format)["000001"].astype(np.float64))
+    assert np.array_equal(arrays[0], arrays[1]) and np.array_equal(arrays[0], arrays[2])
+    assert np.array_equal(arrays[0], np.rint(arrays[0])) and arrays[0].min() >= -1024 and arrays[0].max() <= 1000
+
+
+def test_geometry_scales_with_the_grid(tmp_path):
+    make_model(tmp_path / "m")
+    synthesize(tmp_path / "m", tmp_path / "o", count=1, format="nifti")
+    (source,), _ = formats.discover(tmp_path / "o")
+    assert formats.read(source).spacing == pytest.approx((1.5, 2.0, 1.0))
+
+
+def test_classes_get_folders_and_the_frequencies_of_training(tmp_path):
+    make_model(tmp_path / "m", labels=("benign", "with/slash"))
+    result = synthesize(tmp_path / "m", tmp_path / "o", count=200, format="png")
+    assert sum(result["label_counts"].values()) == 200
+    assert result["label_counts"]["benign"] == pytest.approx(150, abs=25)
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["benign", "manifest.json", "with_slash"]
+    only = synthesize(tmp_path / "m", tmp_path / "one", count=5, label="benign")
+    assert only["label_counts"] == {"benign": 5, "with/slash": 0}
+    with pytest.raises(ValueError, match=r"expected a label of \['benign', 'with/slash'\], got 'malign'"):
+        synthesize(tmp_path / "m", tmp_path / "x", label="malign")
+
+
+def test_the_manifest_names_model_seed_and_every_file(tmp_path):
+    made = make_model(tmp_path / "m")
+    synthesize(tmp_path / "m", tmp_path / "o", count=5, seed=3)
+    manifest = formats.read_manifest(tmp_path / "o")
+    assert manifest["model"] == made.hash and manifest["seed"] == 3 and manifest["synthetic"] is True and manifest["format"] == "dicom"
+    assert [entry["index"] for entry in manifest["files"]] == list(range(5))
+    assert all((tmp_path / "o" / entry["file"]).is_file() for entry in manifest["files"])
+
+
+def test_running_again_replaces_and_foreign_files_are_not_touched(tmp_path):
+    make_model(tmp_path / "m")
+    synthesize(tmp_path / "m", tmp_path / "o", count=8)
+    synthesize(tmp_path / "m", tmp_path / "o", count=2)
+    assert len(list((tmp_path / "o").glob("*.dcm"))) == 2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="choose another folder"):
+        synthesize(tmp_path / "m", tmp_path / "mine", count=1)
+
+
+# ------------------------------------------------------------------------------------------------ the model folder
+
+
+def test_a_model_survives_saving_to_the_bit_and_its_hash_names_its_content(tmp_path):
+    one = make_model(tmp_path / "one")
+    loaded = model.load(tmp_path / "one")
+    for a, b in zip(one.generator.parameters(), loaded.generator.parameters()):
+        assert torch.equal(a, b)
+    assert one.hash == loaded.hash == make_model(tmp_path / "two").hash
+    assert make_model(tmp_path / "three", high=1001.0).hash != one.hash
+
+
+def test_a_model_folder_holds_only_tensors_and_json(tmp_path):
+    make_model(tmp_path / "m")
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    json.loads((tmp_path / "m" / "config.json").read_text())
+    assert "Not for diagnosis" in (tmp_path / "m" / "README.md").read_text()
+
+
+def test_models_that_do_not_fit_are_refused_in_words(tmp_path):
+    with pytest.raises(ValueError, match="scansmith train"):
+        model.load(tmp_path)
+    make_model(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+
+    def refused(words, **changes):
+        (tmp_path / "m" / "config.json").write_text(json.dumps({**config, **changes}))
+        with pytest.raises(ValueError, match=words):
+            model.load(tmp_path / "m")
+
+    refused("expected model version 1", version=99)
+    refused("found 'os.system'", network={"name": "os.system", "arguments": {}})
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    save_file({name: value for name, value in tensors.items() if name != "end.bias"}, tmp_path / "m" / "model.safetensors")
+    with pytest.raises(ValueError, match="weights that fit"):
+        model.load(tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"\x80\x04pickled")
+    with pytest.raises(ValueError, match="weights that fit"):
+        model.load(tmp_path / "m")
