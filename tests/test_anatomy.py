@@ -97,7 +97,9 @@ def test_smooth_noise_has_unit_variance_and_zero_mean():
 def test_smooth_noise_belongs_to_millimetres_and_not_to_the_raster():
     fine = Raster(*(np.arange(-30, 30, 1.5, dtype=np.float32) for _ in range(3)))
     coarse = Raster(*(axis[::4] for axis in (fine.x, fine.y, fine.z)))
-    np.testing.assert_allclose(anatomy.smooth_noise(7, fine, 14.0)[::4, ::4, ::4], anatomy.smooth_noise(7, coarse, 14.0), atol=1e-4)
+    np.testing.assert_allclose(
+        anatomy.smooth_noise(7, fine, 14.0)[::4, ::4, ::4], anatomy.smooth_noise(7, coarse, 14.0), atol=1e-4
+    )
 
 
 def test_a_warped_point_comes_back_to_the_average_adult(patient):
@@ -129,8 +131,15 @@ def test_distance_to_an_ellipsoid_of_equal_axes_is_that_of_a_sphere():
 def test_painting_mixes_by_volume_and_keeps_the_two_largest_of_three():
     raster = Raster(*(np.arange(2, dtype=np.float32) for _ in range(3)))
     shape = raster.shape
-    canvas = anatomy.TissueMap(raster, np.zeros(shape, np.uint8), np.zeros(shape, np.uint8), np.ones(shape, np.float32),
-                               np.zeros(shape, np.float32), (0.0, 0.0), 0.0)
+    canvas = anatomy.TissueMap(
+        raster,
+        np.zeros(shape, np.uint8),
+        np.zeros(shape, np.uint8),
+        np.ones(shape, np.float32),
+        np.zeros(shape, np.float32),
+        (0.0, 0.0),
+        0.0,
+    )
     anatomy.paint(canvas, "fat", np.full(shape, 0.4))
     np.testing.assert_allclose(canvas.share("fat"), 0.4, atol=1e-6)
     np.testing.assert_allclose(canvas.share("air"), 0.6, atol=1e-6)
@@ -147,10 +156,19 @@ def test_painting_mixes_by_volume_and_keeps_the_two_largest_of_three():
 
 def test_hounsfield_units_lie_in_textbook_ranges(tissues):
     hu = anatomy.hounsfield(tissues)
-    ranges = {"air": (-1000, -990), "lung": (-930, -760), "fat": (-115, -90), "muscle": (40, 70), "cortical bone": (300, 1800),
-              "marrow": (80, 300), "airway": (-1000, -950)}
+    ranges = {
+        "air": (-1000, -990),
+        "lung": (-930, -760),
+        "fat": (-115, -90),
+        "muscle": (40, 70),
+        "cortical bone": (300, 1800),
+        "marrow": (80, 300),
+        "airway": (-1000, -950),
+    }
     for name, (low, high) in ranges.items():
-        pure = hu[tissues.share(name) > (0.8 if name == "cortical bone" else 0.98)]  # cortex is thinner than these voxels
+        pure = hu[
+            tissues.share(name) > (0.8 if name == "cortical bone" else 0.98)
+        ]  # cortex is thinner than these voxels
         assert low < pure.mean() < high, (name, pure.mean())
 
 
@@ -163,7 +181,9 @@ def test_contrast_medium_raises_blood_by_its_hounsfield_units(tissues):
 
 
 def test_attenuation_of_water_and_air_is_what_defines_the_hounsfield_scale():
-    np.testing.assert_allclose(anatomy.attenuation(np.array([0.0, -1000.0, 1000.0])), [anatomy.WATER, 0.0, 2 * anatomy.WATER], rtol=1e-6)
+    np.testing.assert_allclose(
+        anatomy.attenuation(np.array([0.0, -1000.0, 1000.0])), [anatomy.WATER, 0.0, 2 * anatomy.WATER], rtol=1e-6
+    )
 
 
 def test_a_projection_is_the_line_integral_of_a_uniform_block():
@@ -192,7 +212,9 @@ def test_kernel_noise_has_unit_variance_and_the_spectrum_of_a_ramp_filter():
     assert abs(noise.std() - 1.0) < 0.02
     power = (np.abs(np.fft.fft2(noise)) ** 2).mean(axis=0)
     radius = np.hypot(np.fft.fftfreq(128)[:, None], np.fft.fftfreq(128))
-    low, middle, corner = (power[(radius >= a) & (radius < b)].mean() for a, b in ((0.01, 0.03), (0.12, 0.2), (0.51, 0.8)))
+    low, middle, corner = (
+        power[(radius >= a) & (radius < b)].mean() for a, b in ((0.01, 0.03), (0.12, 0.2), (0.51, 0.8))
+    )
     assert low < 0.4 * middle
     assert corner < 1e-3 * middle
 
@@ -211,12 +233,17 @@ def test_ct_is_whole_hounsfield_units_within_twelve_bits(tissues):
 
 def test_the_spin_echo_equation_by_hand():
     # PD 0.8, TR = T1 and TE = T2: 0.8 (1 - 1/e) / e
-    assert anatomy.spin_echo(0.8, 500.0, 40.0, 500.0, 40.0) == pytest.approx(0.8 * (1 - np.exp(-1)) * np.exp(-1), rel=1e-12)
+    assert anatomy.spin_echo(0.8, 500.0, 40.0, 500.0, 40.0) == pytest.approx(
+        0.8 * (1 - np.exp(-1)) * np.exp(-1), rel=1e-12
+    )
 
 
 def test_mr_contrast_orders_tissues_as_spin_echo_does(tissues):
     t1, t2 = (anatomy.mr(tissues, weighting, 0, snr=None).array[0].T.astype(float) for weighting in ("T1", "T2"))
-    mean = {name: (t1[tissues.share(name) > 0.98].mean(), t2[tissues.share(name) > 0.98].mean()) for name in ("fat", "muscle", "lung", "marrow")}
+    mean = {
+        name: (t1[tissues.share(name) > 0.98].mean(), t2[tissues.share(name) > 0.98].mean())
+        for name in ("fat", "muscle", "lung", "marrow")
+    }
     assert mean["fat"][0] > mean["marrow"][0] > mean["muscle"][0] > mean["lung"][0]
     fluid = tissues.share("cerebrospinal fluid")
     assert t2[fluid > 0.9].mean() > 2 * mean["muscle"][1]
@@ -323,7 +350,9 @@ def test_the_radiograph_stands_upright_with_the_patients_right_on_the_left(chest
     assert (image.modality, image.array.shape, image.array.dtype) == ("DX", (1, 64, 64, 1), np.uint16)
     np.testing.assert_allclose(image.affine[:3, 0], [-6, 0, 0])
     np.testing.assert_allclose(image.affine[:3, 1], [0, 0, -6])
-    assert np.linalg.det(image.affine) * np.linalg.det(anatomy.affine(anatomy.axial_raster(32, 4))) > 0  # both right-handed or both not
+    assert (
+        np.linalg.det(image.affine) * np.linalg.det(anatomy.affine(anatomy.axial_raster(32, 4))) > 0
+    )  # both right-handed or both not
     assert mask.shape == (64, 64, 1)
 
 

@@ -135,7 +135,11 @@ def test_class_folders_sort_patients_by_lesion(tmp_path):
 
 def test_patient_i_depends_on_seed_and_i_alone_byte_for_byte(tmp_path):
     def digests(folder):
-        return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*.*")) if path.is_file()}
+        return {
+            path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*.*"))
+            if path.is_file()
+        }
 
     for name, count in (("one", 1), ("three", 3), ("again", 3)):
         phantom(tmp_path / name, patients=count, slices=2, size=32, seed=9)
@@ -145,9 +149,18 @@ def test_patient_i_depends_on_seed_and_i_alone_byte_for_byte(tmp_path):
     assert len(set(three.values())) == 6
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"patients": 0}, "patients"), ({"size": 8}, "size"), ({"lesions": 1.5}, "lesions"), ({"modality": "PET"}, "modality"), ({"format": "bmp"}, "format"),
-    ({"slices": 0}, "slices"), ({"dose": 0.0}, "dose")])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"patients": 0}, "patients"),
+        ({"size": 8}, "size"),
+        ({"lesions": 1.5}, "lesions"),
+        ({"modality": "PET"}, "modality"),
+        ({"format": "bmp"}, "format"),
+        ({"slices": 0}, "slices"),
+        ({"dose": 0.0}, "dose"),
+    ],
+)
 def test_an_option_outside_its_range_is_refused_by_name(tmp_path, options, words):
     with pytest.raises(ValueError, match=f"expected {words}"):
         phantom(tmp_path, **options)

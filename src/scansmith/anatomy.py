@@ -28,6 +28,7 @@ LATTICE = 236.0  # mm, noise lattices span -LATTICE..LATTICE on every axis, beyo
 
 # ------------------------------------------------------------------------------------------------ tissues
 
+
 class Tissue(NamedTuple):
     """Physical properties. PD is relative to water; T1 and T2 in ms at 3 T; `grain` is texture (one sigma) in HU."""
 
@@ -77,6 +78,7 @@ INDEX = {name: index for index, name in enumerate(NAMES)}
 
 # ------------------------------------------------------------------------------------------------ rasters and noise
 
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Raster:
     """Voxel centres along the three axes, mm, float32: x (I,) to the left, y (J,) to posterior, z (K,) to the head."""
@@ -101,7 +103,10 @@ class Raster:
 
     def box(self, low: np.ndarray, high: np.ndarray) -> Region:
         """The voxels between two corners (x, y, z), as slices of a (K, J, I) array."""
-        spans = [slice(int(np.searchsorted(axis, a)), int(np.searchsorted(axis, b))) for axis, a, b in zip((self.x, self.y, self.z), low, high)]
+        spans = [
+            slice(int(np.searchsorted(axis, a)), int(np.searchsorted(axis, b)))
+            for axis, a, b in zip((self.x, self.y, self.z), low, high)
+        ]
         return spans[2], spans[1], spans[0]
 
 
@@ -143,7 +148,9 @@ def smooth_noise(seed: int, raster: Raster, step: float, step_z: float | None = 
     step_z = step if step_z is None else step_z
     wx, wy, wz = (_spline_weights(axis, s) for axis, s in zip((raster.x, raster.y, raster.z), (step, step, step_z)))
     used = np.flatnonzero(wz.any(axis=0))
-    layers = [np.random.default_rng((seed, int(k))).standard_normal((wy.shape[1], wx.shape[1]), np.float32) for k in used]
+    layers = [
+        np.random.default_rng((seed, int(k))).standard_normal((wy.shape[1], wx.shape[1]), np.float32) for k in used
+    ]
     levels = np.tensordot(wz[:, used], np.stack(layers), axes=1)
     # Mean over positions of the squared weights' sum is 151/315 per axis.
     return (wy @ levels @ wx.T) * np.float32((315 / 151) ** 1.5)
@@ -177,9 +184,15 @@ class Tubes:
     radius_end: np.ndarray
 
     def joined(self, other: Tubes) -> Tubes:
-        return Tubes(*(np.concatenate(pair) for pair in zip(
-            (self.start, self.end, self.radius_start, self.radius_end),
-            (other.start, other.end, other.radius_start, other.radius_end))))
+        return Tubes(
+            *(
+                np.concatenate(pair)
+                for pair in zip(
+                    (self.start, self.end, self.radius_start, self.radius_end),
+                    (other.start, other.end, other.radius_start, other.radius_end),
+                )
+            )
+        )
 
     def grown(self, millimetres: float) -> Tubes:
         """The same tubes with every radius larger."""
@@ -245,6 +258,7 @@ class Patient:
     lesion: Lesion | None
 
 
+# fmt: off
 # Centre lines of the average adult, x, y, z and radius in mm. The carina is at z = 0.
 COURSES: dict[str, list[list[tuple[float, float, float, float]]]] = {
     "arterial blood": [
@@ -276,6 +290,7 @@ COURSES: dict[str, list[list[tuple[float, float, float, float]]]] = {
         [(5, 26, 130, 7), (6, 31, 60, 7.5), (5, 36, 10, 8), (5, 37, -40, 8), (9, 30, -90, 8), (20, 18, -125, 9)],
     ],
 }
+# fmt: on
 
 
 def _spline_path(points: np.ndarray, every: float = 7.0) -> np.ndarray:
@@ -285,11 +300,15 @@ def _spline_path(points: np.ndarray, every: float = 7.0) -> np.ndarray:
     for p0, p1, p2, p3 in zip(padded, padded[1:], padded[2:], padded[3:]):
         count = max(1, int(np.ceil(np.linalg.norm((p2 - p1)[:3]) / every)))
         t = (np.arange(count) / count)[:, None]
-        pieces.append(0.5 * (2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * p1 - p0 - 3 * p2 + p3) * t**3))
+        pieces.append(
+            0.5 * (2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * p1 - p0 - 3 * p2 + p3) * t**3)
+        )
     return np.concatenate([*pieces, points[-1:]])
 
 
-def _course_tubes(rng: np.random.Generator, courses: list[list[tuple[float, float, float, float]]], bulk: float) -> Tubes:
+def _course_tubes(
+    rng: np.random.Generator, courses: list[list[tuple[float, float, float, float]]], bulk: float
+) -> Tubes:
     """Centre lines -> canonical tubes, each control point moved a little and each radius scaled."""
     starts, ends = [], []
     for course in courses:
@@ -347,7 +366,9 @@ def _placed(tubes: Tubes, scale: np.ndarray, warp: np.ndarray) -> Tubes:
     return replace(tubes, start=start, end=end)
 
 
-def _lung_points(rng: np.random.Generator, count: int, side: int, domes: tuple[float, float], inset: float) -> np.ndarray:
+def _lung_points(
+    rng: np.random.Generator, count: int, side: int, domes: tuple[float, float], inset: float
+) -> np.ndarray:
     """(count, 3) uniform points in one lung of the average adult, `inset` mm from its walls; side -1 right, +1 left."""
     found = np.empty((0, 3))
     while len(found) < count:
@@ -355,7 +376,9 @@ def _lung_points(rng: np.random.Generator, count: int, side: int, domes: tuple[f
         x, y, z = (tries[:, axis].astype(np.float32) for axis in range(3))
         heart = _ellipsoid(x, y, z, (14, -22, -72), (62, 46, 48))
         spine = np.hypot(x, (y - 54) * 0.9) - 24
-        inside = np.maximum.reduce([_cavity(x, y, z), _apex(x, y, z), _diaphragm(x, y, domes) - z, -heart, -spine, 32 - np.abs(x)])
+        inside = np.maximum.reduce(
+            [_cavity(x, y, z), _apex(x, y, z), _diaphragm(x, y, domes) - z, -heart, -spine, 32 - np.abs(x)]
+        )
         found = np.concatenate([found, tries[inside < -inset]])
     return found[:count]
 
@@ -373,15 +396,22 @@ def _draw_branches(rng: np.random.Generator, domes: tuple[float, float]) -> Tube
     return joined
 
 
-def _draw_lesion(rng: np.random.Generator, domes: tuple[float, float], scale: np.ndarray, warp: np.ndarray,
-                 diameter: tuple[float, float]) -> Lesion:
+def _draw_lesion(
+    rng: np.random.Generator,
+    domes: tuple[float, float],
+    scale: np.ndarray,
+    warp: np.ndarray,
+    diameter: tuple[float, float],
+) -> Lesion:
     size = float(rng.uniform(*diameter))
     while True:
         side = int(rng.choice((-1, 1)))
         point = _lung_points(rng, 1, side, domes, size / 2 + 3.0)
         if -85.0 < point[0, 2] < 25.0:
             break
-    return Lesion(_to_patient(point, scale, warp)[0], size, rng.normal(0.0, 1.6, (6, 3)), rng.uniform(0.0, 2 * np.pi, 7))
+    return Lesion(
+        _to_patient(point, scale, warp)[0], size, rng.normal(0.0, 1.6, (6, 3)), rng.uniform(0.0, 2 * np.pi, 7)
+    )
 
 
 def draw_patient(seed: int, lesion: bool = False, diameter: tuple[float, float] = (12.0, 32.0)) -> Patient:
@@ -406,20 +436,32 @@ def draw_patient(seed: int, lesion: bool = False, diameter: tuple[float, float] 
     bulk = float(rng.normal(1.0, 0.08))
     trunks = {name: _course_tubes(rng, courses, bulk if "blood" in name else 1.0) for name, courses in COURSES.items()}
     return Patient(
-        seed=seed, scale=scale, warp=warp, fat=fat,
-        breast=float(rng.uniform(30.0, 42.0) + 0.5 * fat) if female else 0.0, gland=float(rng.uniform(0.1, 0.9)),
+        seed=seed,
+        scale=scale,
+        warp=warp,
+        fat=fat,
+        breast=float(rng.uniform(30.0, 42.0) + 0.5 * fat) if female else 0.0,
+        gland=float(rng.uniform(0.1, 0.9)),
         muscle=float(np.clip(rng.normal(0.92 if female else 1.08, 0.12), 0.7, 1.4)),
-        heart=float(np.clip(rng.normal(1.0, 0.07), 0.85, 1.2)), heart_turn=float(rng.normal(0.0, 0.12)), domes=domes,
-        scoliosis=(float(rng.normal(0.0, 3.5)), float(rng.uniform(0.0, 2 * np.pi))), rib_phase=float(rng.uniform(-11.5, 11.5)),
+        heart=float(np.clip(rng.normal(1.0, 0.07), 0.85, 1.2)),
+        heart_turn=float(rng.normal(0.0, 0.12)),
+        domes=domes,
+        scoliosis=(float(rng.normal(0.0, 3.5)), float(rng.uniform(0.0, 2 * np.pi))),
+        rib_phase=float(rng.uniform(-11.5, 11.5)),
         rib_drop=float(rng.normal(1.0, 0.1)),
         contrast=(float(rng.uniform(70, 170)), float(rng.uniform(110, 240))) if enhanced else (0.0, 0.0),
-        density=float(rng.normal(0.0, 18.0) - 1.5 * inspired), gas=float(rng.uniform(0.2, 1.0)),
+        density=float(rng.normal(0.0, 18.0) - 1.5 * inspired),
+        gas=float(rng.uniform(0.2, 1.0)),
         trunks={name: _placed(tubes, scale, warp) for name, tubes in trunks.items()},
         branches=_placed(_draw_branches(rng, domes), scale, warp),
-        lesion=_draw_lesion(np.random.default_rng(derive_seed(seed, "lesion")), domes, scale, warp, diameter) if lesion else None)
+        lesion=_draw_lesion(np.random.default_rng(derive_seed(seed, "lesion")), domes, scale, warp, diameter)
+        if lesion
+        else None,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ shapes
+
 
 def _blend(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
     """Union of two distances whose crease is rounded over `width` mm."""
@@ -427,7 +469,9 @@ def _blend(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
     return np.minimum(a, b) - crease * crease * np.float32(0.25 / width)
 
 
-def _ellipsoid(x: np.ndarray, y: np.ndarray, z: np.ndarray, centre: tuple[float, float, float], semi: tuple[float, float, float]) -> np.ndarray:
+def _ellipsoid(
+    x: np.ndarray, y: np.ndarray, z: np.ndarray, centre: tuple[float, float, float], semi: tuple[float, float, float]
+) -> np.ndarray:
     """Distance to an ellipsoid, exact on its surface and good nearby."""
     u, v, w = (np.float32(1 / s) * (q - np.float32(c)) for q, c, s in zip((x, y, z), centre, semi))
     near = np.sqrt(u * u + v * v + w * w) + np.float32(1e-6)
@@ -451,8 +495,34 @@ def _polar(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.hypot(x, y), (np.arctan2(np.abs(x), y) * np.float32(2047 / np.pi)).astype(np.int32)
 
 
-CAVITY = ((0, 82), (12, 91), (25, 102), (40, 113), (55, 121), (75, 129), (92, 132), (110, 128), (130, 115), (148, 99), (165, 86), (180, 82))
-MUSCLE = ((0, 120), (10, 124), (25, 129), (40, 137), (55, 146), (75, 151), (92, 151), (110, 146), (130, 133), (148, 115), (165, 101), (180, 97))
+CAVITY = (
+    (0, 82),
+    (12, 91),
+    (25, 102),
+    (40, 113),
+    (55, 121),
+    (75, 129),
+    (92, 132),
+    (110, 128),
+    (130, 115),
+    (148, 99),
+    (165, 86),
+    (180, 82),
+)
+MUSCLE = (
+    (0, 120),
+    (10, 124),
+    (25, 129),
+    (40, 137),
+    (55, 146),
+    (75, 151),
+    (92, 151),
+    (110, 146),
+    (130, 133),
+    (148, 115),
+    (165, 101),
+    (180, 97),
+)
 
 
 @lru_cache(maxsize=64)
@@ -468,8 +538,30 @@ def _profile(z: np.ndarray, *knots: tuple[float, float]) -> np.ndarray:
 
 def _cavity(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     """Distance to the inner chest wall, lungs and mediastinum and upper abdomen inside."""
-    width = _profile(z, (-230, 0.98), (-170, 1.02), (-100, 1.03), (-45, 1.01), (0, 0.97), (30, 0.9), (60, 0.77), (90, 0.58), (130, 0.4))
-    depth = _profile(z, (-230, 0.98), (-170, 1.02), (-100, 1.04), (-45, 1.0), (0, 0.92), (30, 0.83), (60, 0.7), (90, 0.58), (130, 0.5))
+    width = _profile(
+        z,
+        (-230, 0.98),
+        (-170, 1.02),
+        (-100, 1.03),
+        (-45, 1.01),
+        (0, 0.97),
+        (30, 0.9),
+        (60, 0.77),
+        (90, 0.58),
+        (130, 0.4),
+    )
+    depth = _profile(
+        z,
+        (-230, 0.98),
+        (-170, 1.02),
+        (-100, 1.04),
+        (-45, 1.0),
+        (0, 0.92),
+        (30, 0.83),
+        (60, 0.7),
+        (90, 0.58),
+        (130, 0.5),
+    )
     middle = _profile(z, (-230, 0), (-45, 0), (0, 4), (30, 9), (60, 16), (90, 22), (130, 24))
     radius, angle = _polar(x / width, (y - middle) / depth)
     return (radius - _outline(CAVITY).take(angle)) * np.minimum(width, depth)
@@ -512,7 +604,8 @@ def _canonical(patient: Patient, raster: Raster) -> _Frame:
     weights = [_spline_weights(axis, WARP_STEP) for axis in (raster.x, raster.y, raster.z)]
     moved = np.einsum("fzyx,kz,jy,ix->fkji", patient.warp, weights[2], weights[1], weights[0], optimize=True)
     fine, middle, coarse = (
-        smooth_noise(derive_seed(patient.seed, "surface", i), raster, step) for i, step in enumerate((7.0, 14.0, 30.0)))
+        smooth_noise(derive_seed(patient.seed, "surface", i), raster, step) for i, step in enumerate((7.0, 14.0, 30.0))
+    )
     # A little fine deformation beside the large one: no boundary is as smooth as a formula.
     x = (raster.x + moved[0] + 0.9 * middle) / np.float32(patient.scale[0])
     y = (raster.y[:, None] + moved[1] + 0.9 * coarse) / np.float32(patient.scale[1])
@@ -543,11 +636,17 @@ def tube_distance(tubes: Tubes, raster: Raster, reach: float) -> np.ndarray:
     return result
 
 
-def _nearest_tube(result: np.ndarray, tubes: Tubes, rows: np.ndarray, first: np.ndarray, box: np.ndarray, axes: tuple[np.ndarray, ...]) -> None:
+def _nearest_tube(
+    result: np.ndarray, tubes: Tubes, rows: np.ndarray, first: np.ndarray, box: np.ndarray, axes: tuple[np.ndarray, ...]
+) -> None:
     """Lower `result` in place by the distance to the tubes `rows`, all inside bounding boxes of one size."""
     index = [np.minimum(first[rows, a, None] + np.arange(box[a]), len(axes[a]) - 1) for a in range(3)]
     start, along = tubes.start[rows].astype(np.float32), (tubes.end - tubes.start)[rows].astype(np.float32)
-    spread = [(slice(None), slice(None), None, None), (slice(None), None, slice(None), None), (slice(None), None, None, slice(None))]
+    spread = [
+        (slice(None), slice(None), None, None),
+        (slice(None), None, slice(None), None),
+        (slice(None), None, None, slice(None)),
+    ]
     offset = [(axes[a][index[a]] - start[:, 2 - a, None])[spread[a]] for a in range(3)]
     step = [along[:, 2 - a, None, None, None] for a in range(3)]
     length = (along * along).sum(axis=1)[:, None, None, None] + np.float32(1e-9)
@@ -561,6 +660,7 @@ def _nearest_tube(result: np.ndarray, tubes: Tubes, rows: np.ndarray, first: np.
 
 
 # ------------------------------------------------------------------------------------------------ painting
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TissueMap:
@@ -591,7 +691,9 @@ class TissueMap:
     def share(self, tissue: str) -> np.ndarray:
         """(K, J, I) float32 volume fraction of one tissue."""
         index = INDEX[tissue]
-        return np.where(self.first == index, self.fraction, 0) + np.where((self.second == index) & (self.first != index), 1 - self.fraction, 0)
+        return np.where(self.first == index, self.fraction, 0) + np.where(
+            (self.second == index) & (self.first != index), 1 - self.fraction, 0
+        )
 
     def labels(self) -> np.ndarray:
         """(K, J, I) uint8 index into `NAMES` of the tissue that fills most of each voxel."""
@@ -618,19 +720,25 @@ def paint(canvas: TissueMap, tissue: str, coverage: np.ndarray, region: Region |
     a, b, share_a = first[part], second[part], fraction[part] * (1 - share)
     share_b = 1 - share - share_a
     share_a, share_b, share = (
-        np.where(a == index, share_a + share, share_a), np.where(b == index, np.where(a == index, 0, share_b + share), share_b),
-        np.where((a == index) | (b == index), 0, share))
+        np.where(a == index, share_a + share, share_a),
+        np.where(b == index, np.where(a == index, 0, share_b + share), share_b),
+        np.where((a == index) | (b == index), 0, share),
+    )
     smallest = np.argmin(np.stack([share_a, share_b, share]), axis=0)
     a, share_a = np.where(smallest == 0, index, a), np.where(smallest == 0, share, share_a)
     b, share_b = np.where(smallest == 1, index, b), np.where(smallest == 1, share, share_b)
     first[part], second[part], fraction[part] = a, b, share_a / (share_a + share_b)
 
 
-def _crop(frame: _Frame, low: tuple[float, float, float], high: tuple[float, float, float], patient: Patient) -> tuple[Region, tuple[np.ndarray, ...]]:
+def _crop(
+    frame: _Frame, low: tuple[float, float, float], high: tuple[float, float, float], patient: Patient
+) -> tuple[Region, tuple[np.ndarray, ...]]:
     """Region of the voxels around a box in the average adult's mm, and their x, y, z, fine, middle, coarse, cavity."""
     margin = 12.0
     region = frame.raster.box(np.array(low) * patient.scale - margin, np.array(high) * patient.scale + margin)
-    return region, tuple(field[region] for field in (frame.x, frame.y, frame.z, frame.fine, frame.middle, frame.coarse, frame.cavity))
+    return region, tuple(
+        field[region] for field in (frame.x, frame.y, frame.z, frame.fine, frame.middle, frame.coarse, frame.cavity)
+    )
 
 
 def _paint_couch(canvas: TissueMap, patient: Patient, raster: Raster) -> None:
@@ -645,21 +753,39 @@ def _paint_couch(canvas: TissueMap, patient: Patient, raster: Raster) -> None:
 def _body(patient: Patient, frame: _Frame, standing: bool) -> tuple[np.ndarray, np.ndarray]:
     """Distances to the skin and to the muscle under the fat."""
     x, y, z = frame.x, frame.y, frame.z
-    width = _profile(z, (-230, 0.98), (-100, 1.0), (0, 1.0), (25, 1.03), (50, 1.1), (78, 1.22), (92, 1.12), (106, 0.72), (122, 0.5), (150, 0.42))
-    depth = _profile(z, (-230, 1.0), (-100, 1.02), (0, 1.0), (50, 0.97), (80, 0.92), (105, 0.78), (130, 0.6), (150, 0.56))
+    width = _profile(
+        z,
+        (-230, 0.98),
+        (-100, 1.0),
+        (0, 1.0),
+        (25, 1.03),
+        (50, 1.1),
+        (78, 1.22),
+        (92, 1.12),
+        (106, 0.72),
+        (122, 0.5),
+        (150, 0.42),
+    )
+    depth = _profile(
+        z, (-230, 1.0), (-100, 1.02), (0, 1.0), (50, 0.97), (80, 0.92), (105, 0.78), (130, 0.6), (150, 0.56)
+    )
     middle = _profile(z, (-230, 0), (0, 0), (50, 6), (90, 14), (130, 18))
     bulk = 1.0 + 0.10 * (patient.muscle - 1.0)
     radius, angle = _polar(x / (width * bulk), (y - middle) / depth)
     muscle = (radius - _outline(MUSCLE).take(angle)) * np.minimum(width, depth)
     muscle = np.minimum(muscle, frame.cavity - 13.0) - 0.8 * frame.coarse
     if standing:  # upper arms, held away from the chest
-        muscle = _blend(muscle, np.maximum(_arm_axis(np.abs(x), y, z) - 40.0, z - 104.0), 25.0)
-    layer = _outline(((0, 0.45), (15, 0.6), (40, 1.0), (75, 1.15), (100, 1.1), (130, 0.9), (155, 0.75), (180, 0.5))).take(angle)
+        muscle = _blend(muscle, np.hypot(_arm_axis(np.abs(x), y, z), np.clip(z - 62.0, 0.0, None)) - 38.0, 30.0)
+    layer = _outline(
+        ((0, 0.45), (15, 0.6), (40, 1.0), (75, 1.15), (100, 1.1), (130, 0.9), (155, 0.75), (180, 0.5))
+    ).take(angle)
     low = _profile(z, (-230, 1.35), (-100, 1.15), (0, 0.9), (60, 0.7), (120, 0.5))
     skin = muscle - 2.0 - patient.fat * layer * low * (1.0 + 0.10 * frame.coarse)
     if patient.breast > 0:
         r = patient.breast
-        skin = _blend(skin, _ellipsoid(np.abs(x), y, z, (74, -92 - 0.28 * r, -48), (1.15 * r, 0.85 * r, 1.15 * r)), 22.0)
+        skin = _blend(
+            skin, _ellipsoid(np.abs(x), y, z, (74, -92 - 0.28 * r, -48), (1.15 * r, 0.85 * r, 1.15 * r)), 22.0
+        )
     return skin, muscle
 
 
@@ -670,7 +796,11 @@ def _paint_wall(canvas: TissueMap, patient: Patient, frame: _Frame, standing: bo
     skin, muscle = _body(patient, frame, standing)
     paint(canvas, "skin", _coverage(skin, soft))
     paint(canvas, "fat", _coverage(skin + 2.2, soft))
-    strands = _coverage((np.abs(frame.middle + 0.5 * frame.fine) - 0.06) * 9.0, soft) * _coverage(skin + 4.0, soft) * np.float32(0.22)
+    strands = (
+        _coverage((np.abs(frame.middle + 0.5 * frame.fine) - 0.06) * 9.0, soft)
+        * _coverage(skin + 4.0, soft)
+        * np.float32(0.22)
+    )
     paint(canvas, "skin", strands)
     if patient.breast > 0:
         r = patient.breast
@@ -711,8 +841,23 @@ def _rib_distance(patient: Patient, frame: _Frame) -> tuple[np.ndarray, np.ndarr
     """
     x, y, z = frame.x, frame.y, frame.z
     degrees = np.arctan2(np.abs(x), y - 8.0) * np.float32(180 / np.pi)
-    table = np.array([(0, -0.04), (14, 0.0), (40, 0.14), (70, 0.36), (100, 0.64), (125, 0.88), (142, 1.0), (155, 0.97), (168, 0.80), (180, 0.70)]).T
-    fall = ndimage.gaussian_filter1d(np.interp(np.linspace(0, 180, 1024), *table), 20, mode="nearest").astype(np.float32)
+    table = np.array(
+        [
+            (0, -0.04),
+            (14, 0.0),
+            (40, 0.14),
+            (70, 0.36),
+            (100, 0.64),
+            (125, 0.88),
+            (142, 1.0),
+            (155, 0.97),
+            (168, 0.80),
+            (180, 0.70),
+        ]
+    ).T
+    fall = ndimage.gaussian_filter1d(np.interp(np.linspace(0, 180, 1024), *table), 20, mode="nearest").astype(
+        np.float32
+    )
     g = fall.take((degrees * np.float32(1023 / 180)).astype(np.int32))
     slope = np.gradient(fall, np.pi / 1024).astype(np.float32).take((degrees * np.float32(1023 / 180)).astype(np.int32))
     d0, d1, pitch, z0 = 42.0 * patient.rib_drop, 11.0 * patient.rib_drop, 23.0, 96.0 + patient.rib_phase
@@ -723,7 +868,7 @@ def _rib_distance(patient: Patient, frame: _Frame) -> tuple[np.ndarray, np.ndarr
     across = (number - nearest) * (pitch + d1 * g) / np.sqrt(1 + (drop * slope / 115.0) ** 2)
     shell = frame.cavity - 6.6
     flat = degrees > 120
-    distance = (np.sqrt((across / np.where(flat, 1.9, 1.75)) ** 2 + shell * shell + 0.01) - 3.9 + 0.25 * frame.middle)
+    distance = np.sqrt((across / np.where(flat, 1.9, 1.75)) ** 2 + shell * shell + 0.01) - 3.9 + 0.25 * frame.middle
     last = np.where(nearest >= 10, 95.0 - 35.0 * (nearest - 10), np.where(nearest >= 7, 152.0, 170.0))
     distance = np.maximum(distance, (degrees - last) * 1.8)
     joint = np.where(nearest < 1, 150.0, 143.0 - 2.2 * np.abs(nearest - 3))
@@ -766,13 +911,19 @@ def _paint_shoulders(canvas: TissueMap, patient: Patient, frame: _Frame, standin
     high = _profile(z, (-50, 47), (-20, 56), (30, 68), (60, 84), (85, 84))
     # Blade, 4 mm thick in its middle and thicker along the lateral border; its spine points backwards.
     border = np.clip(1.0 - np.abs(degrees - high + 5) / 9.0, 0.0, 1.0)
-    blade = np.maximum(np.abs(depth - 22.5 - 3 * np.sin(degrees * 0.09)) - 1.7 - 3.0 * border, np.maximum(low - degrees, degrees - high) * 1.9)
+    blade = np.maximum(
+        np.abs(depth - 22.5 - 3 * np.sin(degrees * 0.09)) - 1.7 - 3.0 * border,
+        np.maximum(low - degrees, degrees - high) * 1.9,
+    )
     blade = np.maximum(blade, np.maximum(z - 88, -48 - z))
-    spine = np.maximum(np.maximum(np.abs(z - 52 - 0.35 * (side - 90)) - 1.8, np.abs(depth - 29) - 8), np.maximum(low + 3 - degrees, degrees - high))
+    spine = np.maximum(
+        np.maximum(np.abs(z - 52 - 0.35 * (side - 90)) - 1.8, np.abs(depth - 29) - 8),
+        np.maximum(low + 3 - degrees, degrees - high),
+    )
     scapula = np.minimum(blade, spine) + 0.25 * fine
-    head = _ellipsoid(side, y, z, (174, 14, 78), (25, 24, 25))
-    shaft = np.maximum(_arm_axis(side, y, z) - 13, z - 75)
-    arm = np.minimum(np.minimum(head, shaft), _ellipsoid(side, y, z, (146, 20, 76), (9, 17, 20)))
+    head = _ellipsoid(side, y, z, (174, 14, 69), (24, 23, 24))
+    shaft = np.maximum(_arm_axis(side, y, z) - 13, z - 66)
+    arm = np.minimum(np.minimum(head, shaft), _ellipsoid(side, y, z, (147, 20, 66), (8, 17, 19)))
     t = np.clip((side - 18) / 136, 0, 1)
     rod = np.sqrt((y - (-66 + 18 * t + 55 * t * t - 10 * np.sin(6.28 * t))) ** 2 + (z - (60 + 34 * t - 4 * t * t)) ** 2)
     clavicle = np.maximum(rod - 6.2 - 2.2 * np.abs(t - 0.5), np.maximum(16 - side, side - 154) * 0.9)
@@ -807,7 +958,10 @@ def _paint_spine(canvas: TissueMap, patient: Patient, frame: _Frame) -> None:
     arch = np.maximum(np.abs(canal - 3.0) - 3.2, np.maximum(np.abs(h + 1.5) - 8.5, -v + 6))
     arch = np.maximum(arch, np.where(v < 20, np.abs(h - 2) - 5.5, -99.0))
     tip = np.clip((v - 30) / 28.0, 0, 1)
-    spinous = np.maximum(np.hypot(side * 1.0, np.clip(np.abs(h + 4 + 9 * tip) - 6, 0, None)) - 2.6 - 1.2 * tip * tip, np.maximum(29 - v, v - 56))
+    spinous = np.maximum(
+        np.hypot(side * 1.0, np.clip(np.abs(h + 4 + 9 * tip) - 6, 0, None)) - 2.6 - 1.2 * tip * tip,
+        np.maximum(29 - v, v - 56),
+    )
     reach = np.clip((side - 10) / 26.0, 0, 1)
     transverse = np.maximum(np.hypot(v - 23 - 7 * reach, h - 2) - 5.2 + reach, np.maximum(9 - side, side - 36))
     hard = np.minimum(np.minimum(arch, spinous), transverse) + 0.3 * fine
@@ -849,7 +1003,9 @@ def _heart(patient: Patient, frame: _Frame) -> _Heart:
     right = np.maximum(right, 1.5 - left_wall)
     left_atrium = _ellipsoid(x, y, z, (3, 13, -50), (33, 17, 24)) + ruffle
     right_atrium = _ellipsoid(x, y, z, (-33, -12, -66), (22, 25, 31)) + ruffle
-    whole = _blend(_blend(left_wall, right - 3.0, 12.0), _blend(left_atrium - 2.0, right_atrium - 2.5, 12.0), 12.0) * size
+    whole = (
+        _blend(_blend(left_wall, right - 3.0, 12.0), _blend(left_atrium - 2.0, right_atrium - 2.5, 12.0), 12.0) * size
+    )
     return _Heart(region, whole, left_wall, left, right, left_atrium, right_atrium)
 
 
@@ -862,7 +1018,10 @@ def _mediastinum(patient: Patient, frame: _Frame, heart: _Heart, trunks: dict[st
     behind = np.clip(np.abs(y + 5) - 40, 0, None) * _profile(z, (-170, 0.1), (-20, 0.0), (30, 0.25), (90, 0.3))
     front = 0.55 * np.clip(-58 - y, 0, None)
     plate = np.abs(x - 2 - 1.5 * frame.coarse) - half + behind - front
-    vessels = np.minimum(np.minimum(trunks["arterial blood"], trunks["venous blood"]), np.minimum(trunks["airway"] + 1.2, trunks["oesophagus"]))
+    vessels = np.minimum(
+        np.minimum(trunks["arterial blood"], trunks["venous blood"]),
+        np.minimum(trunks["airway"] + 1.2, trunks["oesophagus"]),
+    )
     result = _blend(_blend(spine, plate, 16.0), vessels - 2.5, 14.0)
     pericardium = np.full(frame.raster.shape, 60.0, np.float32)
     pericardium[heart.region] = heart.whole - 3.0 - 0.08 * patient.fat
@@ -872,14 +1031,20 @@ def _mediastinum(patient: Patient, frame: _Frame, heart: _Heart, trunks: dict[st
 def _paint_heart(canvas: TissueMap, heart: _Heart, soft: float) -> None:
     region = heart.region
     paint(canvas, "fat", _coverage(heart.whole, soft), region)
-    for chamber, wall, blood in ((heart.right_atrium, 2.0, "venous blood"), (heart.left_atrium, 2.0, "arterial blood"), (heart.right_ventricle, 3.2, "venous blood")):
+    for chamber, wall, blood in (
+        (heart.right_atrium, 2.0, "venous blood"),
+        (heart.left_atrium, 2.0, "arterial blood"),
+        (heart.right_ventricle, 3.2, "venous blood"),
+    ):
         paint(canvas, "myocardium", _coverage(chamber - wall, soft), region)
         paint(canvas, blood, _coverage(chamber, soft), region)
     paint(canvas, "myocardium", _coverage(heart.left_wall, soft), region)
     paint(canvas, "arterial blood", _coverage(heart.left_ventricle, soft), region)
 
 
-def _paint_abdomen(canvas: TissueMap, patient: Patient, frame: _Frame, cavity: np.ndarray, below: np.ndarray, standing: bool) -> None:
+def _paint_abdomen(
+    canvas: TissueMap, patient: Patient, frame: _Frame, cavity: np.ndarray, below: np.ndarray, standing: bool
+) -> None:
     """What lies under the diaphragm: liver, spleen, stomach, fat; `below` is the distance to that space."""
     soft, raster = frame.raster.soft, frame.raster
     slices = slice(0, int(np.searchsorted(raster.z, -80.0)))
@@ -893,7 +1058,9 @@ def _paint_abdomen(canvas: TissueMap, patient: Patient, frame: _Frame, cavity: n
     hollow = _ellipsoid(x, y, z, (30, 62, -170), (62, 46, 200))
     liver = np.maximum(inside + 2.0, np.maximum(0.80 * (x - 34) + 0.6 * (y + 28) + 2.5 * coarse, 3.0 - hollow))
     spleen = np.maximum(inside + 2.5, _ellipsoid(x, y, z, (94, 44, -160), (34, 46, 50)) + 2 * coarse)
-    stomach = np.maximum(inside + 2.5, np.maximum(_ellipsoid(x, y, z, (62, -14, -160), (46, 46, 52)) + 2 * coarse, 4.0 - liver))
+    stomach = np.maximum(
+        inside + 2.5, np.maximum(_ellipsoid(x, y, z, (62, -14, -160), (46, 46, 52)) + 2 * coarse, 4.0 - liver)
+    )
     paint(canvas, "spleen", _coverage(spleen, soft), region)
     paint(canvas, "liver", _coverage(liver, soft), region)
     ducts = np.maximum(np.abs(fine + 0.4 * coarse) - 0.12, np.abs(coarse - 0.4) - 0.35)
@@ -935,13 +1102,20 @@ def _lesion_distance(lesion: Lesion, raster: Raster) -> tuple[Region, np.ndarray
     """Distance to the lobulated nodule, inside a region around it: r(direction) = r0 (1 + waves)."""
     half = 0.8 * lesion.diameter + 3.0
     region = raster.box(lesion.centre - half, lesion.centre + half)
-    x, y, z = raster.x[region[2]] - lesion.centre[0], raster.y[region[1], None] - lesion.centre[1], raster.z[region[0], None, None] - lesion.centre[2]
+    x, y, z = (
+        raster.x[region[2]] - lesion.centre[0],
+        raster.y[region[1], None] - lesion.centre[1],
+        raster.z[region[0], None, None] - lesion.centre[2],
+    )
     radius = np.sqrt(x * x + y * y + z * z) + 1e-3
-    wave = sum(np.sin((kx * x + ky * y + kz * z) / radius + phase) for (kx, ky, kz), phase in zip(lesion.waves, lesion.phases))
+    wave = sum(
+        np.sin((kx * x + ky * y + kz * z) / radius + phase) for (kx, ky, kz), phase in zip(lesion.waves, lesion.phases)
+    )
     return region, (radius - lesion.diameter / 2 * (1.0 + 0.075 * wave)).astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------------------ the map
+
 
 def render(patient: Patient, raster: Raster, standing: bool = False) -> TissueMap:
     """The patient's tissues on a raster, from the outside in; a pure function of both.
@@ -953,7 +1127,15 @@ def render(patient: Patient, raster: Raster, standing: bool = False) -> TissueMa
     """
     frame, soft, shape = _canonical(patient, raster), raster.soft, raster.shape
     grain = smooth_noise(derive_seed(patient.seed, "grain"), raster, 3.6, 6.0)
-    canvas = TissueMap(raster, np.zeros(shape, np.uint8), np.zeros(shape, np.uint8), np.ones(shape, np.float32), grain, patient.contrast, patient.density)
+    canvas = TissueMap(
+        raster,
+        np.zeros(shape, np.uint8),
+        np.zeros(shape, np.uint8),
+        np.ones(shape, np.float32),
+        grain,
+        patient.contrast,
+        patient.density,
+    )
     if not standing:
         _paint_couch(canvas, patient, raster)
     _paint_wall(canvas, patient, frame, standing)
@@ -978,6 +1160,7 @@ def render(patient: Patient, raster: Raster, standing: bool = False) -> TissueMa
 
 
 # ------------------------------------------------------------------------------------------------ physics
+
 
 def affine(raster: Raster) -> np.ndarray:
     """(4, 4) voxel (i, j, k) -> mm in RAS+: I to the patient's left, J to posterior, K to the head."""

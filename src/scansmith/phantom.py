@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from .image import Image
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "CT": ("CT",), "T1": ("T1",), "T2": ("T2",), "MR": ("T1", "T2"), "XR": ("XR",), "all": ("CT", "T1", "T2", "XR")}
+    "CT": ("CT",),
+    "T1": ("T1",),
+    "T2": ("T2",),
+    "MR": ("T1", "T2"),
+    "XR": ("XR",),
+    "all": ("CT", "T1", "T2", "XR"),
+}
 FORMATS = ("dicom", "nifti", "png")
 
 
@@ -64,14 +70,23 @@ def phantom(
     rows, files = [], 0
     with Progress("phantom", patients, "patients") as progress:
         for index in range(patients):
-            row, written = _write_patient(out, index, CHOICES[modality], format, slices, size, _has_lesion(index, lesions), by_class, dose, seed)
+            row, written = _write_patient(
+                out, index, CHOICES[modality], format, slices, size, _has_lesion(index, lesions), by_class, dose, seed
+            )
             rows.append(row)
             files += written
             progress.update(index + 1)
     _write_truth(out / "truth", rows)
     return {
-        "out": str(out), "scans": str(out / "scans"), "truth": str(out / "truth" / "truth.csv"), "patients": patients,
-        "with_lesion": sum(row["lesion"] == "yes" for row in rows), "modalities": list(CHOICES[modality]), "files": files, "seed": seed}
+        "out": str(out),
+        "scans": str(out / "scans"),
+        "truth": str(out / "truth" / "truth.csv"),
+        "patients": patients,
+        "with_lesion": sum(row["lesion"] == "yes" for row in rows),
+        "modalities": list(CHOICES[modality]),
+        "files": files,
+        "seed": seed,
+    }
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
@@ -90,7 +105,16 @@ def _has_lesion(index: int, share: float) -> bool:
 
 
 def _write_patient(
-    out: Path, index: int, kinds: tuple[str, ...], format: str, slices: int, size: int, lesion: bool, by_class: bool, dose: float, seed: int,
+    out: Path,
+    index: int,
+    kinds: tuple[str, ...],
+    format: str,
+    slices: int,
+    size: int,
+    lesion: bool,
+    by_class: bool,
+    dose: float,
+    seed: int,
 ) -> tuple[dict[str, Any], int]:
     """Draw, render and write one patient; returns its row of truth.csv and how many scan files were written."""
     from . import anatomy
@@ -107,7 +131,9 @@ def _write_patient(
     return _row(name, patient), files
 
 
-def _render(patient: Patient, kinds: tuple[str, ...], slices: int, size: int, dose: float) -> tuple[dict[str, Image], dict[str, Image]]:
+def _render(
+    patient: Patient, kinds: tuple[str, ...], slices: int, size: int, dose: float
+) -> tuple[dict[str, Image], dict[str, Image]]:
     """The wished scans by kind, and the masks by file name: labels, lesion and, for a radiograph, the lesion's shadow."""
     from dataclasses import replace
 
@@ -166,7 +192,14 @@ def _row(name: str, patient: Patient) -> dict[str, Any]:
     if lesion is None:
         return {"patient": name, "lesion": "no", "x_mm": "", "y_mm": "", "z_mm": "", "diameter_mm": ""}
     x, y, z = lesion.centre
-    return {"patient": name, "lesion": "yes", "x_mm": f"{-x:.2f}", "y_mm": f"{-y:.2f}", "z_mm": f"{z:.2f}", "diameter_mm": f"{lesion.diameter:.2f}"}
+    return {
+        "patient": name,
+        "lesion": "yes",
+        "x_mm": f"{-x:.2f}",
+        "y_mm": f"{-y:.2f}",
+        "z_mm": f"{z:.2f}",
+        "diameter_mm": f"{lesion.diameter:.2f}",
+    }
 
 
 def _write_truth(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -77,7 +77,7 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], None]) -> N
             partial.write_bytes(content.encode() if isinstance(content, str) else content)
         with open(partial, "rb") as written:
             os.fsync(written.fileno())
-        os.replace(partial, path)
+        partial.replace(path)
     except OSError as error:
         with suppress(OSError):  # a file in place of the folder makes even this fail
             partial.unlink(missing_ok=True)
@@ -149,7 +149,8 @@ class Progress:
         if not quiet and sys.stderr.isatty():
             try:
                 from rich.console import Console
-                from rich.progress import BarColumn, Progress as RichProgress, TextColumn, TimeRemainingColumn
+                from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+                from rich.progress import Progress as RichProgress
             except ImportError:
                 return
             self._bar = RichProgress(

@@ -36,7 +36,7 @@ def reduce(images: np.ndarray) -> np.ndarray:
     return _area(torch.from_numpy(np.ascontiguousarray(images, np.float32)), SIZE).numpy()
 
 
-def nearest(images: np.ndarray, others: np.ndarray, device: torch.device | str = "cpu", other_than_self: bool = False,
+def nearest(images: np.ndarray, others: np.ndarray, device: torch.device | str = "cpu", groups: np.ndarray | None = None,
             chunk: int = 1024) -> Nearest:
     """Find the most similar of `others` for each of `images`.
 
@@ -46,16 +46,18 @@ def nearest(images: np.ndarray, others: np.ndarray, device: torch.device | str =
     Args:
         images, others: (N, C, H, W) and (M, C, H, W), N, M >= 1, of one size; larger ones are reduced by area first.
         device: where the products run.
-        other_than_self: the sets are the same, so row i is not compared with itself.
+        groups: (N,) int64, for two equal sets: rows of one group (one patient) are not compared with each other. None
+            compares everything. An image that has nobody to be compared with gets similarity -1.
         chunk: rows compared at once.
     """
-    assert len(others) > int(other_than_self), "nothing to compare with"
+    assert len(others) > 0 and (groups is None or len(groups) == len(images) == len(others))
+    own = None if groups is None else torch.as_tensor(groups, device=device)
     a, b = (torch.from_numpy(reduce(x)).to(device) for x in (images, others))
     found = []
     with torch.inference_mode(), torch.autocast(torch.device(device).type, enabled=False):
         for start in range(0, len(a), chunk):
             rows = a[start : start + chunk]
-            candidates = _candidates(rows, b, start if other_than_self else None, chunk)
+            candidates = _candidates(rows, b, own, start, chunk)
             found.append(_refine(rows, b, candidates))
     return Nearest(*(np.concatenate(column) for column in zip(*found)))
 
@@ -92,29 +94,25 @@ def _windows(images: torch.Tensor, reach: int) -> list[tuple[bool, int, int, tor
             for mirrored, dy, dx in product((False, True), range(-reach, reach + 1), range(-reach, reach + 1))]
 
 
-def _candidates(images: torch.Tensor, others: torch.Tensor, own: int | None, chunk: int) -> torch.Tensor:
-    """(N, k) rows of the k others that look nearest at 32 pixels; `own`: row number of images[0] among the others."""
-    small, best_value, best_index = _area(images, SEARCH_SIZE), None, None
+def _candidates(images: torch.Tensor, others: torch.Tensor, own: torch.Tensor | None, first: int, chunk: int) -> torch.Tensor:
+    """(N, k) rows of the k others that look nearest at 32 pixels, -1 for none; `first`: row of images[0] in `own`."""
     # The queries move, not the others: they are the smaller set and are normalised once for each move.
-    queries = [_unit(window) for _, _, _, window in _windows(small, 1)]
+    queries = [_unit(window) for _, _, _, window in _windows(_area(images, SEARCH_SIZE), 1)]
+    values, rows = [], []
     for start in range(0, len(others), chunk):
         part = _unit(_area(others[start : start + chunk], SEARCH_SIZE)[..., 1:-1, 1:-1])
         similarity = queries[0] @ part.T
         for query in queries[1:]:
             similarity = torch.maximum(similarity, query @ part.T)
         if own is not None:
-            row = torch.arange(len(images), device=images.device)
-            inside = (row + own >= start) & (row + own < start + len(part))
-            similarity[row[inside], row[inside] + own - start] = -2.0
-        value, index = similarity.topk(min(CANDIDATES, len(part)), dim=1)
-        index = index + start
-        if best_value is not None and best_index is not None:
-            value, order = torch.cat([best_value, value], 1).topk(min(CANDIDATES, best_value.shape[1] + value.shape[1]), dim=1)
-            index = torch.cat([best_index, index], 1).gather(1, order)
-        best_value, best_index = value, index
-    assert best_value is not None and best_index is not None
-    # An image must not become its own neighbour when there are fewer others than candidates.
-    return torch.where(best_value > -1.5, best_index, best_index[:, :1])
+            same = own[first : first + len(images), None] == own[None, start : start + len(part)]
+            similarity = similarity.masked_fill(same, -2.0)
+        value, row = similarity.topk(min(CANDIDATES, len(part)), dim=1)
+        values.append(value)
+        rows.append(row + start)
+    value, row = torch.cat(values, 1), torch.cat(rows, 1)
+    value, order = value.topk(min(CANDIDATES, value.shape[1]), dim=1)
+    return torch.where(value > -1.5, row.gather(1, order), -1)
 
 
 def _refine(images: torch.Tensor, others: torch.Tensor, candidates: torch.Tensor) -> tuple[np.ndarray, ...]:
@@ -125,7 +123,7 @@ def _refine(images: torch.Tensor, others: torch.Tensor, candidates: torch.Tensor
     move = torch.zeros((count, 4), dtype=torch.int64, device=images.device)
     for column in range(candidates.shape[1]):
         for mirrored, dy, dx, window in _windows(others[candidates[:, column]], 2):
-            value = (inner * _unit(window)).sum(dim=1)
+            value = (inner * _unit(window)).sum(dim=1).masked_fill(candidates[:, column] < 0, -1.0)
             this = torch.stack([candidates[:, column], *(torch.full_like(candidates[:, column], x) for x in (int(mirrored), dy, dx))], 1)
             better = value > best
             best, move = torch.where(better, value, best), torch.where(better[:, None], this, move)

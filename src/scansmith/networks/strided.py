@@ -7,6 +7,7 @@ discriminator has no normalisation (a gradient penalty and batch statistics do n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ class StridedDiscriminator(nn.Module):
     def __init__(self, channels: int, base: Sequence[int], doublings: int, width: int = 32, classes: int = 0) -> None:
         super().__init__()
         widths = [channels, *(min(8, 2**level) * width for level in range(doublings))]
-        self.downs = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(widths, widths[1:]))
+        self.downs = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
         features = widths[-1] * int(base[0]) * int(base[1])
         self.end = nn.Linear(features, 1)
         self.embed = nn.Embedding(classes, features) if classes else None

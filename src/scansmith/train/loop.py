@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..dataset import Level
 from ..runtime import Interrupted, Progress, derive_seed, stop_flag
@@ -60,8 +59,9 @@ def fit(objective: nn.Module, recipe: Recipe, data: Data, run: Path, device: tor
         RuntimeError: the losses were not finite for too long.
     """
     prepare_machine(objective, recipe, device)
-    average = copy.deepcopy(objective.generator).eval().requires_grad_(False)
-    optimizers = {name: adam(network) for name, network in players(objective).items()}
+    networks = players(objective)
+    average = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
+    optimizers = {name: adam(network) for name, network in networks.items()}
     modules, saved = {"objective": objective, "average": average}, run / "checkpoint.safetensors"
     state: dict[str, Any] = {"step": 0, "seconds": 0.0}
     if saved.is_file():
@@ -77,11 +77,11 @@ def fit(objective: nn.Module, recipe: Recipe, data: Data, run: Path, device: tor
             batch = draw_batch(recipe, step, data, device, now)
 
             # update D, then G on the same fakes
-            for name, loss_of in (("discriminator", objective.discriminator_loss), ("generator", objective.generator_loss)):
-                means.add(update(name, loss_of, batch, objective, optimizers[name], recipe.precision, now, device))
+            for name in networks:
+                means.add(update(name, batch, objective, optimizers[name], recipe.precision, now, device))
 
             # average the weights
-            torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in objective.generator.parameters()], 1.0 - now.ema_decay)
+            torch._foreach_lerp_(list(average.parameters()), [value.detach() for value in networks["generator"].parameters()], 1.0 - now.ema_decay)
 
             # watch, log, save
             progress.update(images)
@@ -115,7 +115,8 @@ def prepare_machine(objective: nn.Module, recipe: Recipe, device: torch.device) 
 
 
 def players(objective: nn.Module) -> dict[str, nn.Module]:
-    return {"discriminator": objective.discriminator, "generator": objective.generator}  # type: ignore[dict-item]
+    """The networks in the order in which they move."""
+    return {name: objective.get_submodule(name) for name in ("discriminator", "generator")}
 
 
 def adam(network: nn.Module) -> torch.optim.Optimizer:
@@ -139,7 +140,7 @@ def draw_rows(recipe: Recipe, step: int, data: Data) -> np.ndarray:
     """Positions in `data.rows`: epochs without repetition, or with classes by the square root of their counts."""
     count, start = len(data.rows), step * recipe.batch
     if data.classes is not None:
-        numbers, inverse, counts = np.unique(data.classes, return_inverse=True, return_counts=True)
+        _, inverse, counts = np.unique(data.classes, return_inverse=True, return_counts=True)
         weight = (counts**-0.5)[inverse]
         return np.random.default_rng(derive_seed(recipe.seed, "rows", step)).choice(count, recipe.batch, p=weight / weight.sum())
     epochs = range(start // count, (start + recipe.batch - 1) // count + 1)
@@ -148,15 +149,14 @@ def draw_rows(recipe: Recipe, step: int, data: Data) -> np.ndarray:
     return order[first : first + recipe.batch]
 
 
-def update(name: str, loss_of: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]], batch: Batch, objective: nn.Module,
-           optimizer: torch.optim.Optimizer, precision: str, now: Values, device: torch.device) -> dict[str, float]:
+def update(name: str, batch: Batch, objective: nn.Module, optimizer: torch.optim.Optimizer, precision: str, now: Values, device: torch.device) -> dict[str, float]:
     """One step of one player; a loss that is not finite moves nothing.
 
     D takes no gradient while G moves; G keeps its graph while D moves, since both learn from the same fakes.
     """
     players(objective)["discriminator"].requires_grad_(name == "discriminator")
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        loss, logged = loss_of(batch)
+        loss, logged = getattr(objective, f"{name}_loss")(batch)
     optimizer.zero_grad(set_to_none=True)
     if torch.isfinite(loss):
         loss.backward()

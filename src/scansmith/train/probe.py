@@ -154,8 +154,8 @@ def time_step(recipe: Recipe, task: Task, device: torch.device, budget_s: float,
         start = time.perf_counter()
         now = schedule(probed, probed.images)
         batch = loop.draw_batch(probed, len(times), data, device, now)
-        for name, loss_of in (("discriminator", objective.discriminator_loss), ("generator", objective.generator_loss)):
-            loop.update(name, loss_of, batch, objective, optimizers[name], probed.precision, now, device)
+        for name, optimizer in optimizers.items():
+            loop.update(name, batch, objective, optimizer, probed.precision, now, device)
         times.append(time.perf_counter() - start)
         if len(times) == 2 and times[-1] > give_up_s:
             return times[-1]

@@ -1,0 +1,148 @@
+"""Training images/s at 64 px against the plain way: same networks, batch, threads and exact R1 + R2, in turns in one process.
+
+    python benchmarks/train_speed.py [--rounds 12] [--device cpu]
+
+The plain way is eager, float32 and NCHW, upsamples then convolves, takes the penalty's gradient by double backpropagation,
+and draws new fakes for each player. Each row adds one thing to the row above; the last row is what `scansmith train` runs.
+Also printed: what drawing a batch from the memory map costs, in per cent of a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from scansmith import losses
+from scansmith.dataset import Level
+from scansmith.networks.blocks import UpConv
+from scansmith.preprocess import Grid
+from scansmith.runtime import choose_device, cpu_count
+from scansmith.train import loop
+from scansmith.train.objectives import OBJECTIVES
+from scansmith.train.recipes import RECIPES, schedule
+
+SIDE = 64
+
+
+class PlainUpConv(UpConv):
+    """The same weights, computed as written in the papers: nearest upsampling, then a 3x3 convolution."""
+
+    def forward(self, x):
+        return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), self.weight, self.bias, padding=1)
+
+
+class Arm:
+    """One way to train: its own objective and optimisers, started from the same weights."""
+
+    def __init__(self, recipe, data, device, fused_up=False, closed_form=False, shared_fakes=False):
+        torch.manual_seed(0)
+        self.recipe, self.data, self.device = recipe, data, device
+        self.closed_form, self.shared_fakes = closed_form, shared_fakes
+        self.objective = OBJECTIVES["synthesis"](recipe, 1, Grid.choose(SIDE, SIDE, SIDE), 0)
+        if not fused_up:
+            for up in self.objective.generator.ups:
+                up.__class__ = PlainUpConv
+        loop.prepare_machine(self.objective, recipe, device)
+        self.optimizers = {name: loop.adam(network) for name, network in loop.players(self.objective).items()}
+        self.seconds = []
+
+    def step(self, number):
+        start = time.perf_counter()
+        now = schedule(self.recipe, self.recipe.images)
+        batch = loop.draw_batch(self.recipe, number, self.data, self.device, now)
+        if self.shared_fakes:
+            for name, optimizer in self.optimizers.items():
+                loop.update(name, batch, self.objective, optimizer, self.recipe.precision, now, self.device)
+        else:
+            self.plain_step(batch, now)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - start)
+
+    def plain_step(self, batch, now):
+        """Two updates as a textbook writes them."""
+        g, d = self.objective.generator, self.objective.discriminator
+        d.requires_grad_(True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            with torch.no_grad():
+                fake = g(batch.z)
+            images = self.objective._augmented(torch.cat([batch.images, fake]), batch).requires_grad_(True)
+            if self.closed_form:
+                scores, penalty = d.scores_and_penalty(images)
+            else:
+                scores = d(images)
+                penalty = losses.gradient_penalty(scores, images)
+            loss = losses.relativistic_discriminator(*scores.chunk(2)) + now.gamma / 2.0 * sum(part.mean() for part in penalty.chunk(2))
+        self.move("discriminator", loss, now)
+        d.requires_grad_(False)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            images = self.objective._augmented(torch.cat([batch.images, g(batch.z)]), batch)
+            loss = losses.relativistic_generator(*d(images).chunk(2))
+        self.move("generator", loss, now)
+
+    def move(self, name, loss, now):
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.param_groups[0].update(lr=now.learning_rate, betas=(0.0, now.beta2))
+        optimizer.step()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    device = choose_device(options.device)
+    threads = cpu_count() if device.type == "cpu" else 0
+    recipe = replace(RECIPES["relativistic"], images=10**6, gamma=3.4, gamma_end=0.34, augment=0.5, threads=threads)
+    fast = replace(recipe, precision="bf16", channels_last=True)
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "level.npy", np.random.default_rng(0).integers(0, 256, (8000, 1, SIDE, SIDE), np.uint8))
+        stored = np.load(Path(folder) / "level.npy", mmap_mode="r")
+        level = Level(stored, np.zeros(8000, np.float32), np.full(8000, 255, np.float32))
+        data = loop.Data(level, np.arange(8000), None, None)
+        arms = {
+            "plain: eager, fp32, NCHW": Arm(recipe, data, device),
+            "+ channels-last": Arm(replace(recipe, channels_last=True), data, device),
+            "+ bf16": Arm(fast, data, device),
+            "+ upsampling folded into one transposed convolution": Arm(fast, data, device, fused_up=True),
+            "+ closed-form penalty": Arm(fast, data, device, fused_up=True, closed_form=True),
+            "+ both players on the same fakes = scansmith train": Arm(fast, data, device, True, True, True),
+        }
+        for number in range(options.rounds + 2):
+            for arm in arms.values():
+                arm.step(number)
+        batches = [timed(lambda number=number: level.batch(data.rows[loop.draw_rows(recipe, number, data)])) for number in range(200)]
+    report(arms, batches, recipe, device, threads)
+
+
+def timed(work):
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def report(arms, batches, recipe, device, threads):
+    print(f"{date.today()}, {platform.processor() or platform.machine()}, {device}, {threads or '-'} threads, torch {torch.__version__}, batch {recipe.batch}, {SIDE} px")
+    medians = {name: statistics.median(arm.seconds[2:]) for name, arm in arms.items()}
+    first = next(iter(medians.values()))
+    print(f"{'':54s}{'images/s':>10s}{'ratio':>8s}")
+    for name, median in medians.items():
+        print(f"{name:54s}{recipe.batch / median:10.1f}{first / median:8.2f}")
+    last = list(medians.values())[-1]
+    print(f"drawing a batch from the memory map: {1e3 * statistics.median(batches):.2f} ms, {100 * statistics.median(batches) / last:.2f} % of the last row's step")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The whole line in one command: what comes out, going on after a stop, and bad input in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+from scansmith import phantom, run
+from scansmith.runtime import Interrupted
+from scansmith.train import loop
+
+MINUTES = 0.05  # the stages around training take longer; training itself gets its least
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """Phantom patients as DICOM, a broken file among them."""
+    folder = tmp_path_factory.mktemp("phantom")
+    phantom(folder, patients=12, slices=3, size=32, seed=0)
+    (folder / "scans" / "notes.dcm").write_text("this is not DICOM")
+    return folder / "scans"
+
+
+@pytest.fixture(scope="module")
+def done(scans, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    return out, run(scans, out, minutes=MINUTES, count=40)
+
+
+def test_one_command_goes_from_scans_to_a_report(done):
+    out, result = done
+    for part in ("run.json", "dataset/dataset.json", "train/log.jsonl", "model/model.safetensors", "images/manifest.json", "metrics.json", "report.html"):
+        assert (out / part).is_file(), part
+    assert len(list((out / "images").rglob("*.dcm"))) == 40
+    assert result["report"] == str(out / "report.html")
+    assert result["verdict"] and all(isinstance(sentence, str) for sentence in result["verdict"])
+    assert [Path(entry["file"]).name for entry in result["skipped"]] == ["notes.dcm"]
+
+
+def test_the_plan_says_what_was_found_what_is_done_why_and_how_the_minutes_are_spent(done):
+    _, result = done
+    text = " ".join(result["plan"])
+    for word in ("CT", "patient", "HU", "images shown", "minutes in all", "prepare", "train", "gamma"):
+        assert word in text, word
+    assert all(stage["seconds"] >= 0 and stage["planned_s"] > 0 for stage in result["stages"].values())
+
+
+def test_no_real_path_reaches_the_artifacts(done, scans):
+    out, _ = done
+    for path in out.rglob("*"):
+        if path.is_file() and not path.name.endswith(".private.json"):
+            content = path.read_bytes()
+            assert str(scans).encode() not in content and b"notes.dcm" not in content, path
+
+
+def test_the_same_command_over_a_finished_run_changes_nothing(done, scans):
+    out, first = done
+    before = (out / "model" / "model.safetensors").read_bytes(), (out / "metrics.json").read_text()
+    again = run(scans, out, minutes=MINUTES, count=40)
+    assert again["verdict"] == first["verdict"]
+    assert before == ((out / "model" / "model.safetensors").read_bytes(), (out / "metrics.json").read_text())
+
+
+def test_other_settings_over_the_same_folder_are_refused(done, scans):
+    out, _ = done
+    with pytest.raises(ValueError, match=r"count 40 -> 50.*choose another folder"):
+        run(scans, out, minutes=MINUTES, count=50)
+
+
+def test_plan_only_prints_and_writes_nothing(scans, tmp_path, capsys):
+    result = run(scans, tmp_path / "out", minutes=MINUTES, plan_only=True)
+    assert set(result) == {"plan"} and not (tmp_path / "out").exists()
+    assert "Plan" in capsys.readouterr().err
+
+
+def test_a_stopped_run_goes_on_with_the_same_command_to_the_same_model(done, scans, tmp_path, monkeypatch):
+    out, _ = done
+    other = tmp_path / "out"
+    # The probe's timings differ from run to run: give the second run the first one's recipe by way of its images.
+    real, calls = loop.update, []
+
+    def stop_in_the_middle(*arguments):
+        calls.append(1)
+        if len(calls) == 9:
+            raise Interrupted("stopped; the same command goes on from there")
+        return real(*arguments)
+
+    monkeypatch.setattr("scansmith.train.probe.time_step", lambda *_args, **_options: 0.01)
+    monkeypatch.setattr(loop, "update", stop_in_the_middle)
+    with pytest.raises(Interrupted):
+        run(scans, other, minutes=MINUTES, count=40)
+    monkeypatch.setattr(loop, "update", real)
+    result = run(scans, other, minutes=MINUTES, count=40)
+    state = json.loads((other / "run.json").read_text())
+    assert result["verdict"] and state["stages"]["train"]["seconds"] > 0 and (other / "report.html").is_file()
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+def test_an_empty_folder_a_single_image_and_a_missing_folder_get_one_sentence(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="found"):
+        run(tmp_path / "empty", tmp_path / "out")
+    (tmp_path / "one").mkdir()
+    Picture.fromarray(np.arange(400, dtype=np.uint8).reshape(20, 20)).save(tmp_path / "one" / "a.png")
+    with pytest.raises(ValueError, match="expected at least"):
+        run(tmp_path / "one", tmp_path / "out")
+    with pytest.raises(ValueError, match="nothing at"):
+        run(tmp_path / "nowhere", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_is_a_file_is_told(scans, tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(OSError, match="choose another output folder"):
+        run(scans, tmp_path / "out", minutes=MINUTES)
