@@ -12,6 +12,9 @@ from typing import Annotated, Any, get_type_hints
 from . import VERBS, __version__
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
+LONGEST_LIST = 20
+# What people are shown of a result whose whole is long; --json prints everything.
+SHOWN = {"evaluate": ("fake", "verdict", "not_computed", "not_checked"), "run": ("report", "verdict", "skipped")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +68,8 @@ def subcommand(verb: Callable[..., dict[str, Any]], brief: bool = False) -> Call
 
     def call(*values: Any, json: bool = False, strict: bool = False, **options: Any) -> int:
         result = verb(*values, **options)
-        print(as_json(result) if json else as_text(result))
+        shown = {name: result[name] for name in SHOWN.get(verb.__name__, tuple(result)) if name in result}
+        print(as_json(result) if json else as_text(shown))
         return FAILED if strict and result.get("skipped") else DONE
 
     hints = get_type_hints(verb)
@@ -95,20 +99,19 @@ def as_json(result: dict[str, Any]) -> str:
 
 
 def as_text(result: dict[str, Any], indent: str = "") -> str:
-    """The result for people: one line per entry, long lists shortened, sentences as a list."""
-    lines = []
+    """The result for people: one line per entry, sentences and records as lists, long lists shortened."""
+    lines: list[str] = []
     for name, value in result.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{name}:", as_text(value, indent + "  ")]
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], str | dict):
             lines.append(f"{indent}{name}:")
-            lines.append(as_text(value, indent + "  "))
-        elif isinstance(value, list):
-            lines.append(f"{indent}{name}: {len(value) or 'none'}" if not value or not isinstance(value[0], str) else f"{indent}{name}:")
-            lines += [f"{indent}  {entry if isinstance(entry, str) else ', '.join(str(part) for part in dict(entry).values())}" for entry in value[:20]]
-            if len(value) > 20:
-                lines.append(f"{indent}  ... and {len(value) - 20} more (--json lists all)")
+            lines += [f"{indent}  {entry if isinstance(entry, str) else ', '.join(map(str, entry.values()))}" for entry in value[:LONGEST_LIST]]
+            if len(value) > LONGEST_LIST:
+                lines.append(f"{indent}  ... and {len(value) - LONGEST_LIST} more (--json lists all)")
         else:
-            lines.append(f"{indent}{name}: {value}")
-    return "\n".join(line for line in lines if line)
+            lines.append(f"{indent}{name}: {value if value or value == 0 else 'none'}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

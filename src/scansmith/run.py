@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -44,14 +45,21 @@ def run(scans: Path, out: Path, *, minutes: float = 15.0, labels: str = "auto", 
         Interrupted: Ctrl-C; the same command goes on.
     """
     from . import __version__
-    from .runtime import write_json
+    from .prepare import plan as survey_scans
+    from .prepare.write import refuse_inside
+    from .runtime import write_atomic, write_json
 
     began, out = time.monotonic(), Path(out)
     request = {"minutes": minutes, "labels": labels, "modality": modality, "count": count, "format": format, "seed": seed}
     state = earlier_state(out, request)
     if not state:
-        surveyed, probed = survey(Path(scans), labels, modality, minutes, seed, device)
-        plan, budget = describe(surveyed, probed, minutes)
+        found = survey_scans(Path(scans), labels=labels, modality=modality, seed=seed)
+        if not plan_only:
+            refuse_inside(Path(scans), out)
+            write_atomic(out / ".writable", "")  # fail now, not after the minutes
+            (out / ".writable").unlink()
+        probed = probe_training(found, minutes, seed, device)
+        plan, budget = describe(found, probed, minutes)
         state = {"version": __version__, "request": request, "plan": plan, "stages": {name: {"planned_s": budget[name]} for name in STAGES}}
         print("\n".join(["Plan", *(f"  - {sentence}" for sentence in plan)]), file=sys.stderr, flush=True)
         if plan_only:
@@ -96,11 +104,13 @@ def carry_out(scans: Path, out: Path, request: dict[str, Any], state: dict[str, 
         "report": lambda: report(out),
     }
     for name in STAGES:
-        start = time.monotonic()
+        stage, start = state["stages"][name], time.monotonic()
+        if stage.get("done") and name in ("synthesize", "evaluate"):  # the others see by themselves that nothing is left to do
+            results[name] = json.loads((out / "metrics.json").read_text()) if name == "evaluate" else {}
+            continue
         print(f"{name} ...", file=sys.stderr, flush=True)
         results[name] = work[name]()
-        spent = state["stages"][name].get("seconds", 0.0) + time.monotonic() - start
-        state["stages"][name]["seconds"] = round(spent, 1)
+        stage |= {"seconds": round(stage.get("seconds", 0.0) + time.monotonic() - start, 1), "done": True}
         write_json(out / "run.json", state)
     report(out)  # once more, now that the seconds of all stages are known
     return results
@@ -112,8 +122,6 @@ def earlier_state(out: Path, request: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: it was started with other settings.
     """
-    import json
-
     path = out / "run.json"
     if not path.is_file():
         return {}
@@ -125,18 +133,17 @@ def earlier_state(out: Path, request: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def survey(scans: Path, labels: str, modality: str | None, minutes: float, seed: int, device: str) -> tuple[Plan, Probe]:
-    """What the folder holds, and what this machine can do with it in the minutes."""
+def probe_training(found: Plan, minutes: float, seed: int, device: str) -> Probe:
+    """What this machine can do with such scans in the minutes."""
     from dataclasses import replace
 
-    from .prepare import plan
     from .runtime import choose_device
     from .train.probe import Task, probe
     from .train.recipes import RECIPES
 
-    found = plan(scans, labels=labels, modality=modality, seed=seed)
     task = Task(found.channels, found.height, found.width, len(found.labels), max(1, round(0.7 * found.images)))
-    return found, probe(replace(RECIPES["relativistic"], seed=seed), task, 60.0 * minutes * 0.85, None, choose_device(device))
+    seconds = stage_budget(found, minutes)["train"]
+    return probe(replace(RECIPES["relativistic"], seed=seed), task, seconds, None, choose_device(device))
 
 
 def describe(found: Plan, probed: Probe, minutes: float) -> tuple[list[str], dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,31 +12,34 @@ import torch
 from ..metrics import METRICS, Metric
 from ..runtime import derive_seed
 
+# Encoder -> side ("real", "fake", "others") -> features (N, d).
+Features = dict[Callable[..., np.ndarray], dict[str, np.ndarray]]
 
-def compare(reference: np.ndarray, others: np.ndarray, fake: np.ndarray, draws: int, limit: int, seed: int,
-            device: torch.device) -> tuple[dict[str, dict[str, Any]], dict[str, str], int]:
+
+def encode(reference: np.ndarray, others: np.ndarray, fake: np.ndarray, device: torch.device) -> Features:
+    """Features of all images (N, C, H, W), once for each encoder that `METRICS` names; a side without images is left out."""
+    sets = {"real": reference, "fake": fake, "others": others}
+    return {encoder: {side: encoder(images, device=device) for side, images in sets.items() if len(images)}
+            for encoder in dict.fromkeys(metric.encode for metric in METRICS.values())}
+
+
+def compare(features: Features, draws: int, limit: int, seed: int) -> tuple[dict[str, dict[str, Any]], dict[str, str], int]:
     """Values of fakes against the reference and, as the floor, of other real images against the reference.
 
     Each draw takes equally many of each at random: the size of the smallest set, but at most 80 % of the fakes and of
     the other real images, so that draws differ and the interval means something.
 
     Args:
-        reference: (N, C, H, W) held-out real images.
-        others: (T, C, H, W) other real images; may be empty, then there is no floor.
-        fake: (M, C, H, W).
+        features: of `encode`; without "others" there is no floor.
         draws: number of draws; intervals are the 5th and 95th percentile over them.
         limit: most images a side in one draw.
         seed: of the draws.
-        device: where encoders run.
 
     Returns:
         Entries of metrics.json without words, reasons for what was not computed, and images per draw.
     """
-    pools = [len(reference), math.ceil(0.8 * len(fake)), limit] + ([math.ceil(0.8 * len(others))] if len(others) else [])
-    count = min(pools)
-    sets = {"real": reference, "fake": fake, "others": others}
-    features = {encode: {side: encode(images, device=device) for side, images in sets.items() if len(images)}
-                for encode in {metric.encode for metric in METRICS.values()}}
+    sizes = {side: len(rows) for side, rows in next(iter(features.values())).items()}
+    count = min(sizes["real"], limit, *(math.ceil(0.8 * sizes[side]) for side in sizes if side != "real"))
     entries: dict[str, dict[str, Any]] = {}
     reasons: dict[str, str] = {}
     for name, metric in METRICS.items():

@@ -145,5 +145,5 @@ def bootstrap(values: np.ndarray, q: float, seed: int, resamples: int = 200) -> 
 def closest(found: Nearest) -> np.ndarray:
     """Positions of the ten synthetic images most similar to a training image, each training image once, best first."""
     order = np.argsort(-found.similarity, kind="stable")
-    _, first = np.unique(found.index[order], return_index=True)
+    _, first = np.unique(found.rows[order], return_index=True)
     return order[np.sort(first)[:CLOSEST]]

@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import formats
 from ..dataset import Dataset
+from ..image import Image
 from ..intensity import IntensityMap, choose
 from ..preprocess import resize
 from ..runtime import derive_seed
@@ -96,10 +97,8 @@ def open_scans(root: Path, split: str | None = None) -> Scans:
     groups = [patients.setdefault(source.patient or source.files[0], len(patients)) for source, _ in slices]
     made = (root / "manifest.json").is_file()
     manifest = formats.read_manifest(root) if made else {}
-    if "intensity" in manifest:
-        window = IntensityMap(**manifest["intensity"])
-    else:
-        window = ct_window(sources) if modality == "CT" else None
+    named = IntensityMap(**manifest["intensity"]) if "intensity" in manifest else None
+    window = named or (ct_window(sources) if modality == "CT" else None)
     model = manifest.get("model")
     return Scans("synthetic scans" if made else "folder of scans", np.arange(len(slices)), np.array(groups, np.int64), (j, i), channels,
                  modality, "unknown", window, root, slices=slices, model=model if isinstance(model, str) else None)
@@ -125,7 +124,7 @@ def ct_window(sources: list[formats.Source], most: int = 16) -> IntensityMap | N
     return choose("CT", np.concatenate(samples), samples[0].dtype)[0] if samples else None
 
 
-def readable(sources: list[formats.Source]) -> Iterator[tuple[int, formats.Image]]:
+def readable(sources: list[formats.Source]) -> Iterator[tuple[int, Image]]:
     """(position, Image) of every source that can be read."""
     for position, source in enumerate(sources):
         try:
@@ -171,7 +170,7 @@ def load_slices(scans: Scans, size: tuple[int, int], rounded: bool) -> tuple[lis
     return images, np.array(kept, np.int64)
 
 
-def own_window(image: formats.Image, modality: str) -> IntensityMap:
+def own_window(image: Image, modality: str) -> IntensityMap:
     """The window of one scan; a constant scan becomes mid-grey."""
     try:
         return choose(modality, image.array, image.array.dtype)[0]

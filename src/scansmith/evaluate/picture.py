@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from PIL import Image as Picture
+from PIL import ImageDraw, ImageFont
+
+# Pixels: longest side of a picture, height of its caption, distance to the next.
+SHOWN, CAPTION, GAP = 144, 20, 8
 
 
 def align(image: np.ndarray, mirrored: bool, shift: tuple[int, int], reduced: int) -> np.ndarray:
@@ -17,44 +22,46 @@ def align(image: np.ndarray, mirrored: bool, shift: tuple[int, int], reduced: in
     return padded[:, abs(rows) - rows : abs(rows) - rows + height, abs(columns) - columns : abs(columns) - columns + width]
 
 
-def draw_pairs(path: Path, pairs: list[tuple[np.ndarray, np.ndarray, str, float]]) -> None:
+def draw_pairs(path: Path, pairs: list[tuple[np.ndarray, np.ndarray, str, str, float]]) -> None:
     """Two columns of rows: synthetic | nearest training image | difference, which has its own scale.
 
     Args:
         path: PNG to write.
-        pairs: (synthetic (C, H, W), training (C, H, W), caption, similarity), images in [-1, 1].
+        pairs: (synthetic (C, H, W), training (C, H, W), name of either, similarity), images in [-1, 1].
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = 2 if len(pairs) > 1 else 1
     rows = -(-len(pairs) // columns)
-    aspect = pairs[0][0].shape[-2] / pairs[0][0].shape[-1]
-    figure = Figure(figsize=(4.5 * columns, (1.4 * aspect + 0.42) * rows + 0.3), dpi=100, layout="constrained")
-    blocks = np.atleast_1d(figure.subfigures(1, columns, wspace=0.06))
-    for column, block in enumerate(blocks):
-        axes = block.subplots(rows, 3, squeeze=False)
-        for row in range(rows):
-            number = column * rows + row
-            for axis in axes[row]:
-                axis.set_axis_off()
-            if number < len(pairs):
-                draw_row(block, axes[row], *pairs[number])
-    canvas = FigureCanvasAgg(figure)
-    canvas.print_png(str(path))
+    height, width = pairs[0][0].shape[-2:]
+    height, width = round(height * SHOWN / max(height, width)), round(width * SHOWN / max(height, width))
+    row_height, column_width = height + CAPTION + GAP, 3 * (width + GAP) + 3 * GAP
+    sheet = Picture.new("RGB", (column_width * columns - 3 * GAP, row_height * rows), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    for number, (fake, train, fake_name, train_name, similarity) in enumerate(pairs):
+        left, top = column_width * (number // rows), row_height * (number % rows)
+        difference, largest = difference_colours(fake, train)
+        captions = (f"synthetic {fake_name}, r = {similarity:.3f}", f"training {train_name}", f"difference, up to {100 * largest:.0f} %")
+        for place, (image, caption) in enumerate(zip((grey_or_rgb(fake), grey_or_rgb(train), difference), captions)):
+            x = left + place * (width + GAP)
+            pen.text((x, top + 2), caption, fill="#333333", font=font)
+            shown = Picture.fromarray(image).resize((width, height), Picture.Resampling.NEAREST if max(image.shape) < SHOWN else Picture.Resampling.BOX)
+            sheet.paste(shown, (x, top + CAPTION))
+            pen.rectangle((x, top + CAPTION, x + width - 1, top + CAPTION + height - 1), outline="#cccccc")
+    sheet.save(path, format="PNG")
 
 
-def draw_row(figure: object, axes: np.ndarray, fake: np.ndarray, train: np.ndarray, caption: str, similarity: float) -> None:
-    """One pair with its captions and the scale of its difference."""
-    difference = (fake - train).mean(axis=0)
-    # At least two grey levels in 255: the difference of exact copies stays blank instead of showing rounding.
-    largest = max(float(np.abs(difference).max()), 4.0 / 255.0)
-    for axis, image in zip(axes[:2], (fake, train)):
-        shown = (np.clip(image, -1.0, 1.0).transpose(1, 2, 0) + 1.0) / 2.0
-        axis.imshow(shown[..., 0] if shown.shape[-1] != 3 else shown, cmap="gray", vmin=0, vmax=1)
-    drawn = axes[2].imshow(difference / 2.0, cmap="RdBu_r", vmin=-largest / 2.0, vmax=largest / 2.0)
-    bar = axes[2].figure.colorbar(drawn, ax=axes[2], fraction=0.05, pad=0.03, ticks=[-largest / 2.0, 0.0, largest / 2.0], format="%+.2f")
-    bar.ax.tick_params(labelsize=6, length=2)
-    bar.outline.set_visible(False)
-    for axis, text in zip(axes, (f"synthetic {caption.split('|')[0]}", f"training {caption.split('|')[1]}, r = {similarity:.3f}", "difference")):
-        axis.set_title(text, fontsize=7, pad=2)
+def grey_or_rgb(image: np.ndarray) -> np.ndarray:
+    """(C, H, W) in [-1, 1] -> (H, W, 3) uint8."""
+    shown = np.rint((np.clip(image, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8).transpose(1, 2, 0)
+    return shown if shown.shape[-1] == 3 else np.repeat(shown[..., :1], 3, axis=-1)
+
+
+def difference_colours(fake: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, float]:
+    """The difference as (H, W, 3) uint8, red where the synthetic one is brighter, blue where darker; and what full colour means.
+
+    Full colour is the largest difference, as a share of the intensity window, but at least 1 %: exact copies stay white.
+    """
+    difference = (fake - train).mean(axis=0, dtype=np.float64) / 2.0
+    largest = max(float(np.abs(difference).max()), 0.01)
+    strength = (np.abs(difference) / largest)[..., None]
+    colour = np.where((difference > 0)[..., None], (178.0, 24.0, 43.0), (33.0, 102.0, 172.0))
+    return np.rint(255.0 + strength * (colour - 255.0)).astype(np.uint8), largest

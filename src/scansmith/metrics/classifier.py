@@ -22,11 +22,11 @@ STEPS, BATCH, LEARNING_RATE = 120, 32, 2e-3
 
 
 class Verdict(NamedTuple):
-    """Accuracy of the classifier on `count` images it never saw, half of them real, with its 95 % Wilson interval."""
+    """Accuracy of the classifier on `images` images it never saw, half of them real, with its 95 % Wilson interval."""
 
     accuracy: float
     interval: tuple[float, float]
-    count: int
+    images: int
 
 
 def accuracy(real: np.ndarray, fake: np.ndarray, train: np.ndarray | None = None, folds: int = 3, seed: int = 0,
@@ -70,7 +70,8 @@ def train_and_test(real: np.ndarray, fake: np.ndarray, real_test: np.ndarray, fa
     generator = torch.Generator().manual_seed(seed)
     images = torch.from_numpy(np.concatenate([real, fake]).astype(np.float32)).to(device)
     target = torch.cat([torch.zeros(len(real)), torch.ones(len(fake))]).to(device)
-    network = build(images.shape[1], max(images.shape[-2:]), generator).to(device)
+    with torch.random.fork_rng(devices=[]):  # layers draw from the global generator before `build` fills them
+        network = build(images.shape[1], max(images.shape[-2:]), generator).to(device)
     optimiser = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=STEPS)
     for _ in range(STEPS):

@@ -34,4 +34,4 @@ def covariance_factor(features: np.ndarray) -> np.ndarray:
     """(min(N, d), d) matrix X with X^T X = the unbiased covariance of (N, d) features."""
     count, dimensions = features.shape
     centred = (features - features.mean(axis=0)) / math.sqrt(max(count - 1, 1))
-    return np.linalg.qr(centred, mode="r") if count > dimensions else centred
+    return np.asarray(np.linalg.qr(centred, mode="r")) if count > dimensions else centred

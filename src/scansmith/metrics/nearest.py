@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce as fold
 from itertools import product
 from typing import NamedTuple
 
@@ -12,20 +13,22 @@ from torch.nn import functional
 EXTRACTOR = "Pearson correlation, shifts of up to 2 in 64 pixels, mirrored"
 SEARCH_SIZE = 32
 SIZE = 64
-CANDIDATES = 4
+CANDIDATES = 3
+# Standard deviation, of a range of 2, below which an image has no contrast to correlate.
+FLAT = 1e-4
 
 
 class Nearest(NamedTuple):
     """For each of N images: its nearest of M others, and how to lay that one over it.
 
     Attributes:
-        index: (N,) int64 row of the nearest image.
+        rows: (N,) int64 row of the nearest image.
         similarity: (N,) float64 Pearson correlation, -1 to 1; 0 when an image is constant.
         mirrored: (N,) bool, the nearest image has to be mirrored left to right first.
         shift: (N, 2) int64 rows and columns that it then has to be moved by, on the reduced grid of at most 64 pixels.
     """
 
-    index: np.ndarray
+    rows: np.ndarray
     similarity: np.ndarray
     mirrored: np.ndarray
     shift: np.ndarray
@@ -40,7 +43,7 @@ def nearest(images: np.ndarray, others: np.ndarray, device: torch.device | str =
             chunk: int = 1024) -> Nearest:
     """Find the most similar of `others` for each of `images`.
 
-    Two passes: at 32 pixels over shifts of one pixel and mirror images, then the four best at 64 over shifts
+    Two passes: at 32 pixels over shifts of one pixel and mirror images, then the three best of either at 64 over shifts
     of up to two. Memory stays near chunk x chunk similarities.
 
     Args:
@@ -53,11 +56,13 @@ def nearest(images: np.ndarray, others: np.ndarray, device: torch.device | str =
     assert len(others) > 0 and (groups is None or len(groups) == len(images) == len(others))
     own = None if groups is None else torch.as_tensor(groups, device=device)
     a, b = (torch.from_numpy(reduce(x)).to(device) for x in (images, others))
-    found = []
+    found: list[Nearest] = []
     with torch.inference_mode(), torch.autocast(torch.device(device).type, enabled=False):
+        b_small = _area(b, SEARCH_SIZE)
         for start in range(0, len(a), chunk):
-            rows = a[start : start + chunk]
-            candidates = _candidates(rows, b, own, start, chunk)
+            rows, small = a[start : start + chunk], _area(a[start : start + chunk], SEARCH_SIZE)
+            candidates = [(mirrored, row) for mirrored, query in ((False, small), (True, small.flip(-1)))
+                          for row in _candidates(query, b_small, own, start, chunk).T]
             found.append(_refine(rows, b, candidates))
     return Nearest(*(np.concatenate(column) for column in zip(*found)))
 
@@ -65,8 +70,9 @@ def nearest(images: np.ndarray, others: np.ndarray, device: torch.device | str =
 def join(first: Nearest, second: Nearest, offset: int) -> Nearest:
     """The nearer of two searches over parts of the others; rows of the second part begin at `offset`."""
     better = second.similarity > first.similarity
-    pick = lambda a, b: np.where(better if a.ndim == 1 else better[:, None], b, a)
-    return Nearest(pick(first.index, second.index + offset), *(pick(a, b) for a, b in zip(first[1:], second[1:])))
+    moved = np.where(better[:, None], second.shift, first.shift)
+    return Nearest(np.where(better, second.rows + offset, first.rows), np.where(better, second.similarity, first.similarity),
+                   np.where(better, second.mirrored, first.mirrored), moved)
 
 
 def _area(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -84,30 +90,31 @@ def _unit(windows: torch.Tensor) -> torch.Tensor:
     flat = flat - flat.mean(dim=-1, keepdim=True)
     # A window without contrast has no correlation: rounding noise must not be scaled up to one.
     norm = flat.norm(dim=-1, keepdim=True)
-    return torch.where(norm > 1e-4 * flat.shape[-1] ** 0.5, flat / norm.clamp_min(1e-12), torch.zeros_like(flat))
+    return torch.where(norm > FLAT * flat.shape[-1] ** 0.5, flat / norm.clamp_min(1e-12), torch.zeros_like(flat))
 
 
-def _windows(images: torch.Tensor, reach: int) -> list[tuple[bool, int, int, torch.Tensor]]:
-    """(mirrored, rows, columns, window) for every mirroring and shift: the interior as it looks after that move."""
+def _moved(images: torch.Tensor, reach: int) -> list[tuple[int, int, torch.Tensor]]:
+    """(rows, columns, window) for every shift: the interior as it looks after that move."""
     height, width = images.shape[-2:]
-    return [(mirrored, dy, dx, (images.flip(-1) if mirrored else images)[..., reach - dy : height - reach - dy, reach - dx : width - reach - dx])
-            for mirrored, dy, dx in product((False, True), range(-reach, reach + 1), range(-reach, reach + 1))]
+    return [(dy, dx, images[..., reach - dy : height - reach - dy, reach - dx : width - reach - dx])
+            for dy, dx in product(range(-reach, reach + 1), repeat=2)]
 
 
 def _candidates(images: torch.Tensor, others: torch.Tensor, own: torch.Tensor | None, first: int, chunk: int) -> torch.Tensor:
-    """(N, k) rows of the k others that look nearest at 32 pixels, -1 for none; `first`: row of images[0] in `own`."""
+    """(N, k) rows of the k others that look nearest at 32 pixels, best first; -1 for none.
+
+    `own` has the group of every image; images[0] is row `first` of it.
+    """
     # The queries move, not the others: they are the smaller set and are normalised once for each move.
-    queries = [_unit(window) for _, _, _, window in _windows(_area(images, SEARCH_SIZE), 1)]
+    queries = [_unit(window) for _, _, window in _moved(images, 1)]
     values, rows = [], []
     for start in range(0, len(others), chunk):
-        part = _unit(_area(others[start : start + chunk], SEARCH_SIZE)[..., 1:-1, 1:-1])
-        similarity = queries[0] @ part.T
-        for query in queries[1:]:
-            similarity = torch.maximum(similarity, query @ part.T)
+        part = _unit(others[start : start + chunk, :, 1:-1, 1:-1]).T
+        similarity = fold(torch.maximum, (query @ part for query in queries))
         if own is not None:
-            same = own[first : first + len(images), None] == own[None, start : start + len(part)]
+            same = own[first : first + len(images), None] == own[None, start : start + part.shape[1]]
             similarity = similarity.masked_fill(same, -2.0)
-        value, row = similarity.topk(min(CANDIDATES, len(part)), dim=1)
+        value, row = similarity.topk(min(CANDIDATES, part.shape[1]), dim=1)
         values.append(value)
         rows.append(row + start)
     value, row = torch.cat(values, 1), torch.cat(rows, 1)
@@ -115,17 +122,38 @@ def _candidates(images: torch.Tensor, others: torch.Tensor, own: torch.Tensor | 
     return torch.where(value > -1.5, row.gather(1, order), -1)
 
 
-def _refine(images: torch.Tensor, others: torch.Tensor, candidates: torch.Tensor) -> tuple[np.ndarray, ...]:
-    """Index, similarity, mirrored, shift of the best candidate of each image, over shifts of up to 2 pixels."""
+def _refine(images: torch.Tensor, others: torch.Tensor, candidates: list[tuple[bool, torch.Tensor]]) -> Nearest:
+    """The best candidate of each image at full size, over shifts of up to 2 pixels; `candidates`: (mirrored, row of each)."""
     inner = _unit(images[..., 2:-2, 2:-2])
-    count = len(images)
-    best = torch.full((count,), -2.0, device=images.device)
-    move = torch.zeros((count, 4), dtype=torch.int64, device=images.device)
-    for column in range(candidates.shape[1]):
-        for mirrored, dy, dx, window in _windows(others[candidates[:, column]], 2):
-            value = (inner * _unit(window)).sum(dim=1).masked_fill(candidates[:, column] < 0, -1.0)
-            this = torch.stack([candidates[:, column], *(torch.full_like(candidates[:, column], x) for x in (int(mirrored), dy, dx))], 1)
+    best = torch.full((len(images),), -2.0, device=images.device)
+    move = torch.zeros((len(images), 4), dtype=torch.int64, device=images.device)
+    for mirrored, row in candidates:
+        candidate = others[row].flip(-1) if mirrored else others[row]
+        norms = _window_norms(candidate, inner.shape[1])
+        for number, (dy, dx, window) in enumerate(_moved(candidate, 2)):
+            value = (inner * window.flatten(1)).sum(dim=1) / norms[:, number]
+            value = value.masked_fill(row < 0, -1.0)
+            this = torch.stack([row, *(torch.full_like(row, x) for x in (int(mirrored), dy, dx))], 1)
             better = value > best
             best, move = torch.where(better, value, best), torch.where(better[:, None], this, move)
-    best, move = best.double().clamp(-1, 1).cpu(), move.cpu()
-    return move[:, 0].numpy(), best.numpy(), move[:, 1].bool().numpy(), move[:, 2:].numpy()
+    found = move.cpu().numpy()
+    return Nearest(found[:, 0], best.double().clamp(-1, 1).cpu().numpy(), found[:, 1].astype(bool), found[:, 2:])
+
+
+def _window_norms(images: torch.Tensor, pixels: int) -> torch.Tensor:
+    """(N, 25) norm of each window of `_moved(images, 2)` about its mean; infinite for a window without contrast.
+
+    From integral images in float64: centring each of 25 windows would cost five times the products themselves.
+    """
+    wide = images.double() - images.double().mean(dim=(1, 2, 3), keepdim=True)
+    total, squares = (_window_sums(x.sum(dim=1)) for x in (wide, wide.square()))
+    variance = (squares / pixels - (total / pixels).square()).clamp_min(0.0).float()
+    # `_moved` goes from the lowest shift, which shows the window farthest down and right, to the highest.
+    return torch.where(variance > FLAT**2, (variance * pixels).sqrt(), torch.inf).flatten(1).flip(1)
+
+
+def _window_sums(images: torch.Tensor) -> torch.Tensor:
+    """(N, H, W) -> (N, 5, 5) sums over the windows of (H - 4, W - 4)."""
+    height, width = images.shape[-2] - 4, images.shape[-1] - 4
+    integral = functional.pad(images.cumsum(-1).cumsum(-2), (1, 0, 1, 0))
+    return integral[:, height:, width:] - integral[:, :5, width:] - integral[:, height:, :5] + integral[:, :5, :5]

@@ -18,6 +18,14 @@ LEVELS = 32
 OFFSETS = (1, 2, 4)
 EXTRACTOR = "41 radiomics (first-order and GLCM)"
 CLIP = 8.0
+_STATISTICS = ("contrast", "dissimilarity", "homogeneity", "uniformity", "entropy", "correlation", "cluster shade", "cluster prominence")
+# What each feature is called in a sentence, in the order of `features`.
+NAMES = (
+    "mean grey value", "standard deviation", "skewness", "kurtosis", "darkest value", "10th percentile", "25th percentile", "median",
+    "75th percentile", "90th percentile", "brightest value", "interquartile range", "mean absolute deviation",
+    "robust mean absolute deviation", "median absolute deviation", "grey value entropy", "grey value uniformity",
+    *(f"texture {name} at {offset} px" for offset in OFFSETS for name in _STATISTICS),
+)
 
 
 def features(images: np.ndarray, device: object = None) -> np.ndarray:
@@ -45,11 +53,19 @@ def first_order(image: np.ndarray) -> np.ndarray:
 
 def co_occurrence(image: np.ndarray) -> np.ndarray:
     """8 statistics of the grey level co-occurrence matrix of one (H, W) image at 1, 2 and 4 pixels (IBSI 3.6), 24 in all."""
-    from skimage.feature import graycomatrix
+    levels = quantise(image)
+    directions = ((0, 1), (1, 1), (1, 0), (1, -1))
+    return np.concatenate([
+        matrix_statistics(np.mean([pair_shares(levels, offset * dy, offset * dx) for dy, dx in directions], axis=0)) for offset in OFFSETS])
 
-    angles = (0.0, np.pi / 4, np.pi / 2, 3 * np.pi / 4)
-    pairs = graycomatrix(quantise(image), OFFSETS, angles, LEVELS, symmetric=True, normed=True)
-    return np.concatenate([matrix_statistics(matrix) for matrix in np.moveaxis(pairs.mean(axis=3), 2, 0)])
+
+def pair_shares(levels: np.ndarray, dy: int, dx: int) -> np.ndarray:
+    """(32, 32) symmetric share of each pair of grey levels among pixels (dy, dx) apart; dy >= 0. Equal to skimage's graycomatrix."""
+    height, width = levels.shape
+    first = levels[: height - dy, max(0, -dx) : width - max(0, dx)]
+    second = levels[dy:, max(0, dx) : width - max(0, -dx)]
+    counts = np.bincount((first.astype(np.intp) * LEVELS + second).ravel(), minlength=LEVELS**2).reshape(LEVELS, LEVELS)
+    return (counts + counts.T) / max(2 * first.size, 1)
 
 
 def matrix_statistics(matrix: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ def prepare(
     scans: Path, root: Path, labels: str, modality: str | None, max_side: int, workers: int | None, seed: int
 ) -> dict[str, Any]:
     """See `scansmith.prepare.prepare`."""
-    _refuse_inside(scans, root)
+    refuse_inside(scans, root)
     private = root.resolve().with_name(f"{root.resolve().name}.private.json")
     request = _request(scans, labels, modality, max_side, seed)
     earlier = _read_private(private)
@@ -60,7 +60,7 @@ def prepare(
     return result
 
 
-def _refuse_inside(scans: Path, root: Path) -> None:
+def refuse_inside(scans: Path, root: Path) -> None:
     if scans.is_dir() and root.resolve().is_relative_to(scans.resolve()):
         raise ValueError(
             f"expected the dataset outside the folder of scans, got {root} inside {scans}: what is written there would be read as scans next time"

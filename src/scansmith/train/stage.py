@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ def run_training(dataset: Path, run: Path, minutes: float, recipe_name: str, sid
     request = {"minutes": minutes, "recipe": recipe_name, "side": side, "images": images, "seed": seed, "data": data.info["hash"]}
     task = task_of(data)
     recipe, reasons = settle(run, request, task, device, probed)
+    if (run / "result.json").is_file() and (model_folder / "config.json").is_file():
+        return json.loads((run / "result.json").read_text())  # finished before
     grid = task.grid(recipe.target)
     torch.manual_seed(seed)  # the networks' first weights
     objective = OBJECTIVES[recipe.objective](recipe, task.channels, grid, task.classes)
