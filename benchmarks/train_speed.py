@@ -82,7 +82,9 @@ class Arm:
             else:
                 scores = d(images)
                 penalty = losses.gradient_penalty(scores, images)
-            loss = losses.relativistic_discriminator(*scores.chunk(2)) + now.gamma / 2.0 * sum(part.mean() for part in penalty.chunk(2))
+            loss = losses.relativistic_discriminator(*scores.chunk(2)) + now.gamma / 2.0 * sum(
+                part.mean() for part in penalty.chunk(2)
+            )
         self.move("discriminator", loss, now)
         d.requires_grad_(False)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
@@ -123,7 +125,10 @@ def main():
         for number in range(options.rounds + 2):
             for arm in arms.values():
                 arm.step(number)
-        batches = [timed(lambda number=number: level.batch(data.rows[loop.draw_rows(recipe, number, data)])) for number in range(200)]
+        batches = [
+            timed(lambda number=number: level.batch(data.rows[loop.draw_rows(recipe, number, data)]))
+            for number in range(200)
+        ]
     report(arms, batches, recipe, device, threads)
 
 
@@ -134,14 +139,18 @@ def timed(work):
 
 
 def report(arms, batches, recipe, device, threads):
-    print(f"{date.today()}, {platform.processor() or platform.machine()}, {device}, {threads or '-'} threads, torch {torch.__version__}, batch {recipe.batch}, {SIDE} px")
+    print(
+        f"{date.today()}, {platform.processor() or platform.machine()}, {device}, {threads or '-'} threads, torch {torch.__version__}, batch {recipe.batch}, {SIDE} px"
+    )
     medians = {name: statistics.median(arm.seconds[2:]) for name, arm in arms.items()}
     first = next(iter(medians.values()))
     print(f"{'':54s}{'images/s':>10s}{'ratio':>8s}")
     for name, median in medians.items():
         print(f"{name:54s}{recipe.batch / median:10.1f}{first / median:8.2f}")
     last = list(medians.values())[-1]
-    print(f"drawing a batch from the memory map: {1e3 * statistics.median(batches):.2f} ms, {100 * statistics.median(batches) / last:.2f} % of the last row's step")
+    print(
+        f"drawing a batch from the memory map: {1e3 * statistics.median(batches):.2f} ms, {100 * statistics.median(batches) / last:.2f} % of the last row's step"
+    )
 
 
 if __name__ == "__main__":

@@ -59,7 +59,9 @@ def test_imports_only_go_to_lower_tiers(path):
     for other, typing_only in imports_of(path):
         if other == own or typing_only:
             continue
-        assert TIERS[other] < TIERS[own] or (own, other) in NEIGHBOURS, f"{own} (tier {TIERS[own]}) imports {other} (tier {TIERS[other]})"
+        assert TIERS[other] < TIERS[own] or (own, other) in NEIGHBOURS, (
+            f"{own} (tier {TIERS[own]}) imports {other} (tier {TIERS[other]})"
+        )
 
 
 def test_every_module_has_a_tier():
@@ -71,7 +73,19 @@ def run_python(code: str) -> subprocess.CompletedProcess:
 
 
 def test_training_imports_on_a_bare_host_with_torch_numpy_and_safetensors_alone():
-    blocked = ["scipy", "skimage", "pydicom", "nibabel", "SimpleITK", "tyro", "rich", "tensorboardX", "PIL", "matplotlib", "jinja2"]
+    blocked = [
+        "scipy",
+        "skimage",
+        "pydicom",
+        "nibabel",
+        "SimpleITK",
+        "tyro",
+        "rich",
+        "tensorboardX",
+        "PIL",
+        "matplotlib",
+        "jinja2",
+    ]
     code = (
         f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"
         "import scansmith.train.stage, scansmith.train.loop, scansmith.networks, scansmith.losses, scansmith.runtime"

@@ -37,12 +37,20 @@ def test_gradients_reach_the_images_and_equal_finite_differences():
     (gradient,) = torch.autograd.grad((augment.apply(x, parameters) * weight).sum(), x)
     direction = torch.randn(2, 1, 5, 6, generator=torch.Generator().manual_seed(5))
     step = 1e-2
-    difference = ((augment.apply(small + step * direction, parameters) - augment.apply(small - step * direction, parameters)) * weight).sum() / (2 * step)
+    difference = (
+        (augment.apply(small + step * direction, parameters) - augment.apply(small - step * direction, parameters))
+        * weight
+    ).sum() / (2 * step)
     torch.testing.assert_close((gradient * direction).sum(), difference, rtol=1e-3, atol=1e-3)
 
 
 def test_a_shift_moves_the_picture_and_brings_background_in():
     picture = torch.full((1, 1, 16, 16), 0.5)
     still = torch.zeros(1)
-    moved = augment.apply(picture, augment.Draw(torch.tensor([[0.125, 0.0]]), torch.ones(1), still, torch.ones(1), torch.zeros(1, 2), still))
-    assert torch.allclose(moved[..., :, :2], torch.tensor(-1.0)) and torch.allclose(moved[..., :, 2:], torch.tensor(0.5))
+    moved = augment.apply(
+        picture,
+        augment.Draw(torch.tensor([[0.125, 0.0]]), torch.ones(1), still, torch.ones(1), torch.zeros(1, 2), still),
+    )
+    assert torch.allclose(moved[..., :, :2], torch.tensor(-1.0)) and torch.allclose(
+        moved[..., :, 2:], torch.tensor(0.5)
+    )

@@ -49,7 +49,9 @@ def test_every_option_of_every_verb_is_explained(verb, capsys):
     assert len(parameters) <= 10
     documented = inspect.getdoc(function).split("Args:")[1].split("Returns:")[0]
     for parameter in parameters:
-        option = parameter.name.upper() if parameter.default is parameter.empty else "--" + parameter.name.replace("_", "-")
+        option = (
+            parameter.name.upper() if parameter.default is parameter.empty else "--" + parameter.name.replace("_", "-")
+        )
         if parameter.default is True:
             option = option.replace("--", "--no-")
         assert option in text
@@ -92,7 +94,15 @@ def test_the_installed_command_answers(tmp_path):
 
 
 def test_results_for_people_are_lines_and_long_lists_are_shortened():
-    text = cli.as_text({"a": 1, "skipped": [{"file": f"f{i}", "reason": "bad"} for i in range(30)], "plan": ["one", "two"], "none": [], "deep": {"b": 2.5}})
+    text = cli.as_text(
+        {
+            "a": 1,
+            "skipped": [{"file": f"f{i}", "reason": "bad"} for i in range(30)],
+            "plan": ["one", "two"],
+            "none": [],
+            "deep": {"b": 2.5},
+        }
+    )
     lines = text.splitlines()
     assert lines[0] == "a: 1" and "  f0, bad" in lines and "  ... and 10 more (--json lists all)" in lines
     assert "  one" in lines and "none: none" in lines and "  b: 2.5" in lines

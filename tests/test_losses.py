@@ -20,7 +20,9 @@ def test_relativistic_losses_equal_the_equation_by_hand():
 
 def test_relativistic_losses_see_only_differences():
     real, fake = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(losses.relativistic_discriminator(real + 7, fake + 7), losses.relativistic_discriminator(real, fake))
+    torch.testing.assert_close(
+        losses.relativistic_discriminator(real + 7, fake + 7), losses.relativistic_discriminator(real, fake)
+    )
 
 
 def test_relativistic_losses_pass_gradcheck():

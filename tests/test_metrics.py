@@ -247,13 +247,15 @@ def test_wilson_interval_has_published_values():
     assert wilson(10, 10)[1] == pytest.approx(1.0) and wilson(0, 0) == (0.0, 1.0)
 
 
-def test_a_fresh_classifier_cannot_tell_two_halves_of_one_set_apart():
+def test_a_fresh_classifier_cannot_tell_two_halves_of_one_set_apart(monkeypatch):
+    monkeypatch.setattr(classifier, "STEPS", 50)
     found = classifier.accuracy(blobs(60, 0, 16), blobs(120, 1, 16), blobs(80, 2, 16), seed=0)
     assert found.interval[0] <= 0.5 <= found.interval[1]
     assert found.images == 120
 
 
-def test_a_fresh_classifier_sees_noise_with_a_training_set_and_with_folds():
+def test_a_fresh_classifier_sees_noise_with_a_training_set_and_with_folds(monkeypatch):
+    monkeypatch.setattr(classifier, "STEPS", 70)
     noisy = np.clip(blobs(60, 1, 16) + 0.2 * np.random.default_rng(0).normal(size=(60, 1, 16, 16)), -1, 1).astype(np.float32)
     assert classifier.accuracy(blobs(30, 0, 16), noisy, blobs(40, 2, 16)).accuracy > 0.95
     folded = classifier.accuracy(blobs(30, 0, 16), noisy, folds=2)

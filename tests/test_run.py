@@ -33,7 +33,15 @@ def done(scans, tmp_path_factory):
 
 def test_one_command_goes_from_scans_to_a_report(done):
     out, result = done
-    for part in ("run.json", "dataset/dataset.json", "train/log.jsonl", "model/model.safetensors", "images/manifest.json", "metrics.json", "report.html"):
+    for part in (
+        "run.json",
+        "dataset/dataset.json",
+        "train/log.jsonl",
+        "model/model.safetensors",
+        "images/manifest.json",
+        "metrics.json",
+        "report.html",
+    ):
         assert (out / part).is_file(), part
     assert len(list((out / "images").rglob("*.dcm"))) == 40
     assert result["report"] == str(out / "report.html")

@@ -13,7 +13,9 @@ from scansmith import runtime
 
 def test_seeds_differ_by_every_part_and_are_the_same_everywhere():
     assert runtime.derive_seed(0, "step", 1) == 7426281450441659682
-    seeds = {runtime.derive_seed(seed, purpose, i) for seed in (0, 1) for purpose in ("step", "epoch") for i in range(50)}
+    seeds = {
+        runtime.derive_seed(seed, purpose, i) for seed in (0, 1) for purpose in ("step", "epoch") for i in range(50)
+    }
     assert len(seeds) == 200 and all(0 <= seed < 2**63 for seed in seeds)
     assert runtime.derive_seed(1, 23) != runtime.derive_seed(12, 3)
 

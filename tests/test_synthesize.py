@@ -14,10 +14,19 @@ from scansmith.networks import GENERATORS
 from scansmith.preprocess import Grid
 
 
-def make_model(folder, labels=(), modality="CT", source="dicom", low=-1024.0, high=1000.0, units="HU", height=12, width=16):
+def make_model(
+    folder, labels=(), modality="CT", source="dicom", low=-1024.0, high=1000.0, units="HU", height=12, width=16
+):
     torch.manual_seed(0)
     grid = Grid.choose(height, width, 16)
-    arguments = {"channels": 1, "base": [grid.base_height, grid.base_width], "doublings": grid.doublings, "width": 8, "latent": 8, "classes": len(labels)}
+    arguments = {
+        "channels": 1,
+        "base": [grid.base_height, grid.base_width],
+        "doublings": grid.doublings,
+        "width": 8,
+        "latent": 8,
+        "classes": len(labels),
+    }
     config = {
         "network": {"name": "strided", "arguments": arguments}, "grid": grid.to_json(), "channels": 1, "modality": modality,
         "source_format": source, "intensity": {"low": low, "high": high, "units": units}, "spacing": [2.0, 1.5], "labels": list(labels),
@@ -81,7 +90,12 @@ def test_the_manifest_names_model_seed_and_every_file(tmp_path):
     made = make_model(tmp_path / "m")
     synthesize(tmp_path / "m", tmp_path / "o", count=5, seed=3)
     manifest = formats.read_manifest(tmp_path / "o")
-    assert manifest["model"] == made.hash and manifest["seed"] == 3 and manifest["synthetic"] is True and manifest["format"] == "dicom"
+    assert (
+        manifest["model"] == made.hash
+        and manifest["seed"] == 3
+        and manifest["synthetic"] is True
+        and manifest["format"] == "dicom"
+    )
     assert [entry["index"] for entry in manifest["files"]] == list(range(5))
     assert all((tmp_path / "o" / entry["file"]).is_file() for entry in manifest["files"])
 
@@ -131,7 +145,9 @@ def test_models_that_do_not_fit_are_refused_in_words(tmp_path):
     refused("found 'os.system'", network={"name": "os.system", "arguments": {}})
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     tensors = load_file(tmp_path / "m" / "model.safetensors")
-    save_file({name: value for name, value in tensors.items() if name != "end.bias"}, tmp_path / "m" / "model.safetensors")
+    save_file(
+        {name: value for name, value in tensors.items() if name != "end.bias"}, tmp_path / "m" / "model.safetensors"
+    )
     with pytest.raises(ValueError, match="weights that fit"):
         model.load(tmp_path / "m")
     (tmp_path / "m" / "model.safetensors").write_bytes(b"\x80\x04pickled")

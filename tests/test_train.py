@@ -26,7 +26,20 @@ from scansmith.train.recipes import RECIPES, Recipe, augmentation_strength, pena
 from scansmith.train.synthesis import Batch
 
 CPU = torch.device("cpu")
-TINY = Recipe(width=8, latent=8, batch=8, images=96, ticks=3, gamma=0.1, gamma_end=0.01, augment=0.5, precision="fp32", threads=1, train_images=20, target=16)
+TINY = Recipe(
+    width=8,
+    latent=8,
+    batch=8,
+    images=96,
+    ticks=3,
+    gamma=0.1,
+    gamma_end=0.01,
+    augment=0.5,
+    precision="fp32",
+    threads=1,
+    train_images=20,
+    target=16,
+)
 
 
 def make_dataset(root: Path, count: int = 40, labels: tuple[str, ...] = (), side: int = 16) -> Path:
@@ -35,13 +48,23 @@ def make_dataset(root: Path, count: int = 40, labels: tuple[str, ...] = (), side
     rows, columns = np.mgrid[:side, :side]
     size = random.uniform(side / 6, side / 3, count)
     centre = random.uniform(side / 3, side * 2 / 3, (count, 2))
-    images = [np.uint8(220 * ((rows - y) ** 2 + (columns - x) ** 2 < r**2))[None] + np.uint8(10) for (y, x), r in zip(centre, size)]
+    images = [
+        np.uint8(220 * ((rows - y) ** 2 + (columns - x) ** 2 < r**2))[None] + np.uint8(10)
+        for (y, x), r in zip(centre, size)
+    ]
     split = ["train"] * (count // 2) + ["validation"] * (count // 4) + ["holdout"] * (count - count // 2 - count // 4)
     values = {"case": [f"c{i}" for i in range(count)], "slice": [0] * count, "patient": [f"p{i}" for i in range(count)], "split": split,
               "label": [labels[i % len(labels)] if labels else None for i in range(count)], "spacing": [[1.0, 1.0]] * count,
               "low": [0.0] * count, "high": [255.0] * count, "units": ["a.u."] * count, "sha256": [""] * count,
               "affine": [np.eye(4).ravel().tolist()] * count, "crop": [None] * count}  # fmt: skip
-    info = {"modality": "OT", "units": "a.u.", "labels": sorted(labels), "spacing": [1.0, 1.0], "source_format": "png", "hash": "d" * 16}
+    info = {
+        "modality": "OT",
+        "units": "a.u.",
+        "labels": sorted(labels),
+        "spacing": [1.0, 1.0],
+        "source_format": "png",
+        "hash": "d" * 16,
+    }
     dataset.write(root, info, values, iter(images), np.dtype(np.uint8), (1, side, side))
     return root
 
@@ -49,7 +72,9 @@ def make_dataset(root: Path, count: int = 40, labels: tuple[str, ...] = (), side
 def tiny_data(root: Path, labels: tuple[str, ...] = ()) -> tuple[dataset.Dataset, loop.Data]:
     opened = dataset.Dataset.open(make_dataset(root, labels=labels))
     rows = opened.rows("train")
-    return opened, loop.Data(opened.level(Grid.choose(16, 16, 16)), rows, opened.classes()[rows] if labels else None, None)
+    return opened, loop.Data(
+        opened.level(Grid.choose(16, 16, 16)), rows, opened.classes()[rows] if labels else None, None
+    )
 
 
 def fit_tiny(run: Path, data: loop.Data, recipe: Recipe = TINY, deadline_s: float = 1e9, classes: int = 0):
@@ -79,7 +104,9 @@ def test_schedules_are_fractions_of_the_planned_images():
     short, long = replace(TINY, images=1000, ema_cap=10**9), replace(TINY, images=10_000, ema_cap=10**9)
     for share in (0.1, 0.3, 0.9):
         a, b = schedule(short, int(share * 1000)), schedule(long, int(share * 10_000))
-        assert (a.learning_rate, a.beta2, a.gamma, a.augment) == pytest.approx((b.learning_rate, b.beta2, b.gamma, b.augment))
+        assert (a.learning_rate, a.beta2, a.gamma, a.augment) == pytest.approx(
+            (b.learning_rate, b.beta2, b.gamma, b.augment)
+        )
 
 
 def test_penalty_and_augmentation_follow_the_published_values():
@@ -137,11 +164,19 @@ def test_discriminator_gradients_equal_plain_autograd_on_the_written_loss(tmp_pa
     torch.manual_seed(0)
     objective = OBJECTIVES["synthesis"](TINY, 1, Grid.choose(16, 16, 16), 0)
     random = torch.Generator().manual_seed(0)
-    batch = Batch(torch.randn(8, 1, 16, 16, generator=random), None, torch.randn(8, 8, generator=random), 0.7, 0.0, random)
+    batch = Batch(
+        torch.randn(8, 1, 16, 16, generator=random), None, torch.randn(8, 8, generator=random), 0.7, 0.0, random
+    )
     loss, _ = objective.discriminator_loss(batch)
     found = torch.autograd.grad(loss, list(objective.discriminator.parameters()))
-    d, x, fake = objective.discriminator, batch.images.clone().requires_grad_(True), objective.generator(batch.z).detach().requires_grad_(True)
-    r1, r2 = (torch.autograd.grad(d(image).sum(), image, create_graph=True)[0].square().sum() / 8 for image in (x, fake))
+    d, x, fake = (
+        objective.discriminator,
+        batch.images.clone().requires_grad_(True),
+        objective.generator(batch.z).detach().requires_grad_(True),
+    )
+    r1, r2 = (
+        torch.autograd.grad(d(image).sum(), image, create_graph=True)[0].square().sum() / 8 for image in (x, fake)
+    )
     wanted = torch.nn.functional.softplus(-(d(x) - d(fake))).mean() + 0.35 * (r1 + r2)
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
     for a, b in zip(found, torch.autograd.grad(wanted, list(d.parameters()))):
@@ -183,7 +218,9 @@ def test_log_rows_after_the_checkpoint_are_dropped_on_resume(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_moves_no_weight_and_too_many_end_the_run(tmp_path):
-    level = dataset.Level(np.full((20, 1, 16, 16), np.nan, np.float32), np.zeros(20, np.float32), np.ones(20, np.float32))
+    level = dataset.Level(
+        np.full((20, 1, 16, 16), np.nan, np.float32), np.zeros(20, np.float32), np.ones(20, np.float32)
+    )
     with pytest.raises(RuntimeError, match="another --seed"):
         fit_tiny(tmp_path / "run", loop.Data(level, np.arange(20), None, None), replace(TINY, images=8 * 40, ticks=10))
     saved = load_file(tmp_path / "run" / "checkpoint.safetensors")
@@ -199,7 +236,15 @@ def test_quality_is_near_one_for_real_images_and_large_for_noise():
     random = np.random.default_rng(0)
 
     def blobs(count, seed):
-        return torch.nn.functional.interpolate(torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(seed)), size=(32, 32), mode="bilinear").clamp(-1, 1).numpy()
+        return (
+            torch.nn.functional.interpolate(
+                torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(seed)),
+                size=(32, 32),
+                mode="bilinear",
+            )
+            .clamp(-1, 1)
+            .numpy()
+        )
 
     real = watch.reference(blobs(300, 0), blobs(100, 1), 0, CPU)
 
@@ -284,7 +329,9 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, number):
     whole, _ = fit_tiny(tmp_path / "whole", data, recipe)
     run = tmp_path / "killed"
     script = SCRIPT.format(tests=str(Path(__file__).parent), data=str(tmp_path / "data"), run=str(run))
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     limit = time.monotonic() + 60
     while not (run / "checkpoint.safetensors").is_file() and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.01)

@@ -59,9 +59,15 @@ def apply(images: Tensor, parameters: Draw) -> Tensor:
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     moved = F.grid_sample(images + 1.0, grid, padding_mode="zeros", align_corners=False) - 1.0
     mean = moved.mean(dim=(1, 2, 3), keepdim=True)
-    toned = (moved - mean) * parameters.contrast.to(to).view(-1, 1, 1, 1) + mean + parameters.brightness.to(to).view(-1, 1, 1, 1)
+    toned = (
+        (moved - mean) * parameters.contrast.to(to).view(-1, 1, 1, 1)
+        + mean
+        + parameters.brightness.to(to).view(-1, 1, 1, 1)
+    )
     rows = torch.linspace(-0.5, 0.5, height, device=to).view(1, -1, 1)
     columns = torch.linspace(-0.5, 0.5, width, device=to).view(1, 1, -1)
     centre, half = parameters.hole.to(to), parameters.hole_size.to(to).view(-1, 1, 1) / 2.0
-    inside = (columns - centre[:, 0].view(-1, 1, 1)).abs().lt(half) & (rows - centre[:, 1].view(-1, 1, 1)).abs().lt(half)
+    inside = (columns - centre[:, 0].view(-1, 1, 1)).abs().lt(half) & (rows - centre[:, 1].view(-1, 1, 1)).abs().lt(
+        half
+    )
     return toned.masked_fill(inside[:, None], 0.0)

@@ -36,8 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = {name: subcommand(getattr(import_module(f"scansmith.{name}"), name), brief) for name in VERBS}
     try:
         code: int = tyro.extras.subcommand_cli_from_dict(
-            verbs, prog="scansmith", args=arguments or ["--help"], config=(tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff),
-            description="Give it a folder of CT, MR or X-ray scans: it makes more of them and says how far they can be trusted. Start with: scansmith run SCANS OUT")
+            verbs,
+            prog="scansmith",
+            args=arguments or ["--help"],
+            config=(tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff),
+            description="Give it a folder of CT, MR or X-ray scans: it makes more of them and says how far they can be trusted. Start with: scansmith run SCANS OUT",
+        )
         return code
     except Interrupted as stop:
         print(f"scansmith: {stop}", file=sys.stderr)
@@ -74,12 +78,16 @@ def subcommand(verb: Callable[..., dict[str, Any]], brief: bool = False) -> Call
 
     hints = get_type_hints(verb)
     parameters = [
-        parameter.replace(annotation=hints[name]) if parameter.default is not parameter.empty
+        parameter.replace(annotation=hints[name])
+        if parameter.default is not parameter.empty
         # Named as the documentation names it, and open to both positions and keywords for tyro.
         else parameter.replace(annotation=Annotated[hints[name], tyro.conf.arg(metavar=name.upper())])
         for name, parameter in inspect.signature(verb).parameters.items()
     ]
-    parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool) for name in ("json", "strict")]
+    parameters += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
+        for name in ("json", "strict")
+    ]
     call.__name__ = verb.__name__
     call.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": int}
@@ -91,7 +99,9 @@ def subcommand(verb: Callable[..., dict[str, Any]], brief: bool = False) -> Call
 def with_help(doc: str) -> str:
     """The docstring with the common options explained, without what only Python callers need."""
     before, _, _ = doc.partition("\n\nReturns:")
-    return f"{before}\n    json: print the result as one JSON object.\n    strict: exit with 1 when anything was skipped."
+    return (
+        f"{before}\n    json: print the result as one JSON object.\n    strict: exit with 1 when anything was skipped."
+    )
 
 
 def as_json(result: dict[str, Any]) -> str:
@@ -106,7 +116,10 @@ def as_text(result: dict[str, Any], indent: str = "") -> str:
             lines += [f"{indent}{name}:", as_text(value, indent + "  ")]
         elif isinstance(value, list | tuple) and value and isinstance(value[0], str | dict):
             lines.append(f"{indent}{name}:")
-            lines += [f"{indent}  {entry if isinstance(entry, str) else ', '.join(map(str, entry.values()))}" for entry in value[:LONGEST_LIST]]
+            lines += [
+                f"{indent}  {entry if isinstance(entry, str) else ', '.join(map(str, entry.values()))}"
+                for entry in value[:LONGEST_LIST]
+            ]
             if len(value) > LONGEST_LIST:
                 lines.append(f"{indent}  ... and {len(value) - LONGEST_LIST} more (--json lists all)")
         else:

@@ -78,14 +78,20 @@ def load(folder: Path | str) -> Model:
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"expected a model in {folder}, found no config.json: make one with 'scansmith train DATASET RUN' (the model is RUN/model)")
+        raise ValueError(
+            f"expected a model in {folder}, found no config.json: make one with 'scansmith train DATASET RUN' (the model is RUN/model)"
+        )
     text = (folder / "config.json").read_bytes()
     config = json.loads(text)
     if config.get("version") != VERSION:
-        raise ValueError(f"expected model version {VERSION} in {folder}, found {config.get('version')!r}: train it again with this release")
+        raise ValueError(
+            f"expected model version {VERSION} in {folder}, found {config.get('version')!r}: train it again with this release"
+        )
     name = config["network"]["name"]
     if name not in GENERATORS:
-        raise ValueError(f"expected a generator of {sorted(GENERATORS)} in {folder}, found {name!r}: it was made by another release")
+        raise ValueError(
+            f"expected a generator of {sorted(GENERATORS)} in {folder}, found {name!r}: it was made by another release"
+        )
     generator = GENERATORS[name](**config["network"]["arguments"])
     try:
         generator.load_state_dict(load_file(folder / "model.safetensors"))

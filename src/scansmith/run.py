@@ -17,9 +17,19 @@ STAGES = ("prepare", "train", "synthesize", "evaluate", "report")
 MOST_SCANS = 1000  # synthetic scans made by default, and never more than there are training images, but at least 200
 
 
-def run(scans: Path, out: Path, *, minutes: float = 15.0, labels: str = "auto", modality: str | None = None,
-        count: int | None = None, format: Literal["auto", "png", "nifti", "dicom"] = "auto", plan_only: bool = False,
-        seed: int = 0, device: str = "auto") -> dict[str, Any]:
+def run(
+    scans: Path,
+    out: Path,
+    *,
+    minutes: float = 15.0,
+    labels: str = "auto",
+    modality: str | None = None,
+    count: int | None = None,
+    format: Literal["auto", "png", "nifti", "dicom"] = "auto",
+    plan_only: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
     """From a folder of scans to synthetic scans with a verdict: prepare, train, synthesize, evaluate, report.
 
     The plan is printed before anything starts. OUT gets dataset/ train/ model/ images/ metrics.json report.html.
@@ -50,7 +60,14 @@ def run(scans: Path, out: Path, *, minutes: float = 15.0, labels: str = "auto", 
     from .runtime import write_atomic, write_json
 
     began, out = time.monotonic(), Path(out)
-    request = {"minutes": minutes, "labels": labels, "modality": modality, "count": count, "format": format, "seed": seed}
+    request = {
+        "minutes": minutes,
+        "labels": labels,
+        "modality": modality,
+        "count": count,
+        "format": format,
+        "seed": seed,
+    }
     state = earlier_state(out, request)
     if not state:
         found = survey_scans(Path(scans), labels=labels, modality=modality, seed=seed)
@@ -60,7 +77,12 @@ def run(scans: Path, out: Path, *, minutes: float = 15.0, labels: str = "auto", 
             (out / ".writable").unlink()
         probed = probe_training(found, minutes, seed, device)
         plan, budget = describe(found, probed, minutes)
-        state = {"version": __version__, "request": request, "plan": plan, "stages": {name: {"planned_s": budget[name]} for name in STAGES}}
+        state = {
+            "version": __version__,
+            "request": request,
+            "plan": plan,
+            "stages": {name: {"planned_s": budget[name]} for name in STAGES},
+        }
         print("\n".join(["Plan", *(f"  - {sentence}" for sentence in plan)]), file=sys.stderr, flush=True)
         if plan_only:
             return {"plan": plan}
@@ -70,11 +92,18 @@ def run(scans: Path, out: Path, *, minutes: float = 15.0, labels: str = "auto", 
         probed = None
         print(f"Going on with the run in {out}", file=sys.stderr, flush=True)
     results = carry_out(Path(scans), out, request, state, probed, device)
-    return {"report": str(out / "report.html"), "verdict": results["evaluate"]["verdict"], "plan": state["plan"],
-            "stages": state["stages"], "skipped": results["prepare"].get("skipped", [])}
+    return {
+        "report": str(out / "report.html"),
+        "verdict": results["evaluate"]["verdict"],
+        "plan": state["plan"],
+        "stages": state["stages"],
+        "skipped": results["prepare"].get("skipped", []),
+    }
 
 
-def carry_out(scans: Path, out: Path, request: dict[str, Any], state: dict[str, Any], probed: Probe | None, device: str) -> dict[str, Any]:
+def carry_out(
+    scans: Path, out: Path, request: dict[str, Any], state: dict[str, Any], probed: Probe | None, device: str
+) -> dict[str, Any]:
     """All stages in turn; each one's seconds go to run.json when it ends."""
     from .evaluate import evaluate
     from .prepare import prepare
@@ -90,14 +119,29 @@ def carry_out(scans: Path, out: Path, request: dict[str, Any], state: dict[str, 
         after = sum(state["stages"][name]["planned_s"] for name in STAGES[2:])
         granted = state.setdefault("training_minutes", round(max(0.1, request["minutes"] - (spent + after) / 60.0), 3))
         write_json(out / "run.json", state)
-        return run_training(out / "dataset", out / "train", granted, "relativistic", None, None, out / "model", request["seed"], device, probed)
+        return run_training(
+            out / "dataset",
+            out / "train",
+            granted,
+            "relativistic",
+            None,
+            None,
+            out / "model",
+            request["seed"],
+            device,
+            probed,
+        )
 
     def synthesized() -> dict[str, Any]:
         made = request["count"] or min(MOST_SCANS, max(200, results["prepare"]["splits"]["train"]["images"]))
-        return synthesize(out / "model", out / "images", count=made, format=request["format"], seed=request["seed"], device=device)
+        return synthesize(
+            out / "model", out / "images", count=made, format=request["format"], seed=request["seed"], device=device
+        )
 
     work: dict[str, Callable[[], dict[str, Any]]] = {
-        "prepare": lambda: prepare(scans, out / "dataset", labels=request["labels"], modality=request["modality"], seed=request["seed"]),
+        "prepare": lambda: prepare(
+            scans, out / "dataset", labels=request["labels"], modality=request["modality"], seed=request["seed"]
+        ),
         "train": train,
         "synthesize": synthesized,
         "evaluate": lambda: evaluate(out / "dataset", out / "images", out, seed=request["seed"], device=device),
@@ -105,7 +149,10 @@ def carry_out(scans: Path, out: Path, request: dict[str, Any], state: dict[str, 
     }
     for name in STAGES:
         stage, start = state["stages"][name], time.monotonic()
-        if stage.get("done") and name in ("synthesize", "evaluate"):  # the others see by themselves that nothing is left to do
+        if stage.get("done") and name in (
+            "synthesize",
+            "evaluate",
+        ):  # the others see by themselves that nothing is left to do
             results[name] = json.loads((out / "metrics.json").read_text()) if name == "evaluate" else {}
             continue
         print(f"{name} ...", file=sys.stderr, flush=True)
@@ -129,7 +176,9 @@ def earlier_state(out: Path, request: dict[str, Any]) -> dict[str, Any]:
     different = sorted(name for name in request if state["request"].get(name) != request[name])
     if different:
         changes = ", ".join(f"{name} {state['request'].get(name)!r} -> {request[name]!r}" for name in different)
-        raise ValueError(f"expected the settings that the run in {out} was started with, found {changes}: choose another folder, or remove this one to start anew")
+        raise ValueError(
+            f"expected the settings that the run in {out} was started with, found {changes}: choose another folder, or remove this one to start anew"
+        )
     return state
 
 
@@ -153,7 +202,9 @@ def describe(found: Plan, probed: Probe, minutes: float) -> tuple[list[str], dic
     _, training = probed.lasting(probed.images_in(budget["train"]))
     sentences = [*found.reasons, *training, f"{minutes:g} minutes in all: {spent}"]
     if budget["train"] < 0.5 * 60.0 * minutes:
-        sentences.append("the stages around the training need most of the time here: more minutes would serve the training alone")
+        sentences.append(
+            "the stages around the training need most of the time here: more minutes would serve the training alone"
+        )
     return sentences, budget
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # ------------------------------------------------------------------------------------------------ seeds
 
+
 def derive_seed(*parts: int | str) -> int:
     """One 63-bit seed from several parts, the same on every machine: `derive_seed(seed, "step", 7)`.
 
@@ -32,6 +33,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 # ------------------------------------------------------------------------------------------------ machine
+
 
 def choose_device(name: str = "auto") -> torch.device:
     """The torch device for "auto", "cpu", "cuda", "cuda:1" or "mps".
@@ -46,7 +48,9 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"expected a device of this machine, got {name!r}: {error}. Use --device auto or cpu.") from error
+        raise ValueError(
+            f"expected a device of this machine, got {name!r}: {error}. Use --device auto or cpu."
+        ) from error
     return torch.device(name)
 
 
@@ -56,6 +60,7 @@ def cpu_count() -> int:
 
 
 # ------------------------------------------------------------------------------------------------ files
+
 
 def write_atomic(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
     """Write a file so that a reader sees the old one or the whole new one, never a part.
@@ -92,15 +97,24 @@ def write_json(path: Path, value: Any) -> None:
 def explain_os_error(error: OSError, path: Path) -> OSError:
     """The same error in one sentence with the way out."""
     if error.errno == errno.ENOSPC:
-        return OSError(errno.ENOSPC, f"no space left on the disk while writing {path}: free some space or choose another folder, then run the same command; it goes on from here")
+        return OSError(
+            errno.ENOSPC,
+            f"no space left on the disk while writing {path}: free some space or choose another folder, then run the same command; it goes on from here",
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return OSError(error.errno, f"cannot write {path}: the folder is read-only for this user; choose another output folder")
+        return OSError(
+            error.errno, f"cannot write {path}: the folder is read-only for this user; choose another output folder"
+        )
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return OSError(error.errno, f"cannot write {path}: a part of this path is a file, not a folder; choose another output folder")
+        return OSError(
+            error.errno,
+            f"cannot write {path}: a part of this path is a file, not a folder; choose another output folder",
+        )
     return error
 
 
 # ------------------------------------------------------------------------------------------------ interruption
+
 
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM came and the work was brought to a clean stop; the same command goes on."""
@@ -133,6 +147,7 @@ def stop_flag() -> Iterator[Callable[[], bool]]:
 
 # ------------------------------------------------------------------------------------------------ progress
 
+
 class Progress:
     """One progress bar on stderr: what runs, time left, rate, and words about quality.
 
@@ -154,8 +169,14 @@ class Progress:
             except ImportError:
                 return
             self._bar = RichProgress(
-                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-                TimeRemainingColumn(), TextColumn("{task.fields[words]}"), console=Console(stderr=True), transient=True)
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[words]}"),
+                console=Console(stderr=True),
+                transient=True,
+            )
             self._task = self._bar.add_task(title, total=self.total, completed=done, words="")
             self._bar.start()
 
@@ -177,7 +198,11 @@ class Progress:
         elif time.monotonic() - self._spoke > 15.0:
             self._spoke = time.monotonic()
             left = (self.total - done) / max(self.rate, 1e-9)
-            print(f"{self.title}: {done}/{self.total} {self.unit}, {left / 60:.1f} min left, {text}", file=sys.stderr, flush=True)
+            print(
+                f"{self.title}: {done}/{self.total} {self.unit}, {left / 60:.1f} min left, {text}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def __enter__(self) -> Progress:
         return self

@@ -18,8 +18,17 @@ GROUP = 16
 FORMATS = {"dicom": "dicom", "nifti": "nifti", "nrrd": "nifti", "metaimage": "nifti", "png": "png", "jpeg": "png"}
 
 
-def synthesize(model: Path, out: Path, *, count: int = 100, first: int = 0, format: Literal["auto", "png", "nifti", "dicom"] = "auto",
-               label: str | None = None, seed: int = 0, device: str = "auto") -> dict[str, Any]:
+def synthesize(
+    model: Path,
+    out: Path,
+    *,
+    count: int = 100,
+    first: int = 0,
+    format: Literal["auto", "png", "nifti", "dicom"] = "auto",
+    label: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
     """Make new scans with a trained model: files in physical units, each marked as synthetic, and a manifest.
 
     Sample i depends on (seed, i) only: asking for more, or for a part, never changes an image.
@@ -46,7 +55,9 @@ def synthesize(model: Path, out: Path, *, count: int = 100, first: int = 0, form
 
     opened, out = load(model), Path(out)
     if count < 1 or first < 0:
-        raise ValueError(f"expected a count of at least 1 and a first index of at least 0, got count={count}, first={first}")
+        raise ValueError(
+            f"expected a count of at least 1 and a first index of at least 0, got count={count}, first={first}"
+        )
     if label is not None and label not in opened.labels:
         raise ValueError(f"expected a label of {opened.labels or 'none (the model has no labels)'}, got {label!r}")
     kind = FORMATS[opened.config["source_format"]] if format == "auto" else format
@@ -56,19 +67,37 @@ def synthesize(model: Path, out: Path, *, count: int = 100, first: int = 0, form
         for index, number, encoded in draw(opened, first, count, label, seed, choose_device(device)):
             name = opened.labels[number] if number is not None else None
             folder = out / folder_name(name) if name is not None else out
-            marking = formats.Marking(f"scansmith {__version__}", opened.hash, seed, index, f"generated, not acquired; {name}" if name else "generated, not acquired")
+            marking = formats.Marking(
+                f"scansmith {__version__}",
+                opened.hash,
+                seed,
+                index,
+                f"generated, not acquired; {name}" if name else "generated, not acquired",
+            )
             (path,) = formats.write(to_image(opened, encoded), folder / f"{index:06d}", kind, marking)
             files.append({"file": path.relative_to(out).as_posix(), "index": index, "seed": seed, "label": name})
             progress.update(len(files))
-    manifest = {"software": f"scansmith {__version__}", "model": opened.hash, "seed": seed, "format": kind, "count": count,
-                "synthetic": True, "modality": opened.config["modality"], "intensity": opened.intensity.to_json(),
-                "spacing": opened.config["spacing"], "size": [opened.grid.box_height, opened.grid.box_width], "files": files}
+    manifest = {
+        "software": f"scansmith {__version__}",
+        "model": opened.hash,
+        "seed": seed,
+        "format": kind,
+        "count": count,
+        "synthetic": True,
+        "modality": opened.config["modality"],
+        "intensity": opened.intensity.to_json(),
+        "spacing": opened.config["spacing"],
+        "size": [opened.grid.box_height, opened.grid.box_width],
+        "files": files,
+    }
     formats.write_manifest(out, manifest)
     counts = {name: sum(entry["label"] == name for entry in files) for name in opened.labels}
     return {"out": str(out), "count": count, "format": kind, "model": opened.hash, "seed": seed, "label_counts": counts}
 
 
-def draw(model: Model, first: int, count: int, label: str | None, seed: int, device: torch.device) -> Iterator[tuple[int, int | None, np.ndarray]]:
+def draw(
+    model: Model, first: int, count: int, label: str | None, seed: int, device: torch.device
+) -> Iterator[tuple[int, int | None, np.ndarray]]:
     """(index, class number or None, image (C, H, W) in [-1, 1] without padding) for each index of the range."""
     import torch
 
@@ -110,7 +139,13 @@ def to_image(model: Model, encoded: np.ndarray) -> Image:
     rows, columns = model.config["spacing"] or (1.0, 1.0)
     # Columns run to the patient's left, rows to posterior: a standard axial slice at the origin.
     affine = np.diag([-columns, -rows, 1.0, 1.0])
-    return Image(np.ascontiguousarray(physical), affine, model.config["modality"], model.config["intensity"]["units"], model.config["spacing"] is not None)
+    return Image(
+        np.ascontiguousarray(physical),
+        affine,
+        model.config["modality"],
+        model.config["intensity"]["units"],
+        model.config["spacing"] is not None,
+    )
 
 
 def folder_name(label: str) -> str:
@@ -131,4 +166,6 @@ def clear(out: Path) -> None:
             (out / entry["file"]).unlink(missing_ok=True)
         (out / "manifest.json").unlink()
     elif out.is_dir() and any(path.is_file() and path.suffix not in {".png", ".gz", ".dcm"} for path in out.rglob("*")):
-        raise ValueError(f"expected an empty folder for synthetic scans, found other files in {out}: choose another folder")
+        raise ValueError(
+            f"expected an empty folder for synthetic scans, found other files in {out}: choose another folder"
+        )

@@ -11,12 +11,12 @@ from .copies import Copies
 
 Entries = dict[str, dict[str, Any]]
 # Beyond this multiple of the floor grey values, noise or texture give synthetic scans away.
-TELL_TALE = 8.0
+TELL_TALE = 4.0
 
 
 def percent(share: float) -> str:
-    """0.536 -> "54 %"; shares below 1 % keep a decimal."""
-    return f"{100 * share:.1f} %" if 0 < share < 0.00995 or 0.9905 < share < 1 else f"{100 * share:.0f} %"
+    """0.536 -> "54 %"; shares below 1 % and above 99 % keep a decimal."""
+    return f"{100 * share:.1f} %" if 0.0005 <= share < 0.00995 or 0.9905 < share < 0.9995 else f"{100 * share:.0f} %"
 
 
 def times(ratio: float) -> str:

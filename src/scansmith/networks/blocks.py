@@ -36,5 +36,8 @@ def latent(seed: int, count: int, dimension: int, first: int = 0) -> Tensor:
     """Latents z ~ N(0, 1), float32 (count, dimension) on the CPU; row i depends on (seed, first + i) only."""
     from ..runtime import derive_seed
 
-    rows = [torch.randn(dimension, generator=torch.Generator().manual_seed(derive_seed(seed, "latent", first + i))) for i in range(count)]
+    rows = [
+        torch.randn(dimension, generator=torch.Generator().manual_seed(derive_seed(seed, "latent", first + i)))
+        for i in range(count)
+    ]
     return torch.stack(rows) if rows else torch.empty(0, dimension)

@@ -33,7 +33,9 @@ class StridedGenerator(nn.Module):
         classes: number of classes, whose embedding goes beside z; 0 for none.
     """
 
-    def __init__(self, channels: int, base: Sequence[int], doublings: int, width: int = 32, latent: int = 64, classes: int = 0) -> None:
+    def __init__(
+        self, channels: int, base: Sequence[int], doublings: int, width: int = 32, latent: int = 64, classes: int = 0
+    ) -> None:
         super().__init__()
         self.latent, self.base = latent, (int(base[0]), int(base[1]))
         widths = [min(8, 2 ** (doublings - 1 - level)) * width for level in range(doublings)]

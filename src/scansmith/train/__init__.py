@@ -6,8 +6,18 @@ from pathlib import Path
 from typing import Any
 
 
-def train(dataset: Path, run: Path, *, minutes: float = 15.0, recipe: str = "relativistic", side: int | None = None,
-          images: int | None = None, model: Path | None = None, seed: int = 0, device: str = "auto") -> dict[str, Any]:
+def train(
+    dataset: Path,
+    run: Path,
+    *,
+    minutes: float = 15.0,
+    recipe: str = "relativistic",
+    side: int | None = None,
+    images: int | None = None,
+    model: Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
     """Train a generator on a prepared dataset; the same command goes on after Ctrl-C or a kill.
 
     A short probe times real steps on this machine, then fixes image size, precision, length and schedules in
@@ -33,5 +43,14 @@ def train(dataset: Path, run: Path, *, minutes: float = 15.0, recipe: str = "rel
     """
     from .stage import run_training
 
-    return run_training(Path(dataset), Path(run), minutes, recipe, side, images, Path(model) if model else Path(run) / "model", seed, device)
-
+    return run_training(
+        Path(dataset),
+        Path(run),
+        minutes,
+        recipe,
+        side,
+        images,
+        Path(model) if model else Path(run) / "model",
+        seed,
+        device,
+    )

@@ -17,7 +17,9 @@ from ..runtime import write_atomic, write_json
 from .recipes import Recipe
 
 
-def save(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], state: dict[str, Any]) -> None:
+def save(
+    path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], state: dict[str, Any]
+) -> None:
     """Write one file atomically: weights, averages, both optimisers' moments, and `state` (step, seconds) as JSON.
 
     Random numbers need no entry: every draw is seeded by (seed, step); schedules are functions of the step.
@@ -31,13 +33,17 @@ def save(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, 
     write_atomic(path, lambda partial: save_file(tensors, partial, metadata={"state": json.dumps(state)}))
 
 
-def load(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any]:
+def load(
+    path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
+) -> dict[str, Any]:
     """Read what `save` wrote into the given modules and optimisers; returns `state`."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a dict)
         state: dict[str, Any] = json.loads(file.metadata()["state"])
     for name, module in modules.items():
-        module.load_state_dict({key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")})
+        module.load_state_dict(
+            {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        )
     for name, optimizer in optimizers.items():
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
@@ -66,7 +72,9 @@ def load_recipe(run: Path, request: dict[str, Any]) -> tuple[Recipe, list[str]] 
     different = sorted(key for key in {*earlier, *request} if earlier.get(key) != request.get(key))
     if different:
         changes = ", ".join(f"{key} {earlier.get(key)!r} -> {request.get(key)!r}" for key in different)
-        raise ValueError(f"expected the settings that {run} was started with, found {changes}: choose another folder, or remove this one to start anew")
+        raise ValueError(
+            f"expected the settings that {run} was started with, found {changes}: choose another folder, or remove this one to start anew"
+        )
     return Recipe(**stored), reasons
 
 

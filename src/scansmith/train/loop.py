@@ -43,7 +43,15 @@ class Data:
         return [] if self.classes is None else sorted(set(self.classes.tolist()))
 
 
-def fit(objective: nn.Module, recipe: Recipe, data: Data, run: Path, device: torch.device, deadline_s: float, progress: Progress) -> tuple[nn.Module, dict[str, Any]]:
+def fit(
+    objective: nn.Module,
+    recipe: Recipe,
+    data: Data,
+    run: Path,
+    device: torch.device,
+    deadline_s: float,
+    progress: Progress,
+) -> tuple[nn.Module, dict[str, Any]]:
     """Train to the end of the recipe, or go on from the run folder's checkpoint.
 
     Args:
@@ -81,7 +89,11 @@ def fit(objective: nn.Module, recipe: Recipe, data: Data, run: Path, device: tor
                 means.add(update(name, batch, objective, optimizers[name], recipe.precision, now, device))
 
             # average the weights
-            torch._foreach_lerp_(list(average.parameters()), [value.detach() for value in networks["generator"].parameters()], 1.0 - now.ema_decay)
+            torch._foreach_lerp_(
+                list(average.parameters()),
+                [value.detach() for value in networks["generator"].parameters()],
+                1.0 - now.ema_decay,
+            )
 
             # watch, log, save
             progress.update(images)
@@ -89,7 +101,12 @@ def fit(objective: nn.Module, recipe: Recipe, data: Data, run: Path, device: tor
             cut = seconds > deadline_s and step + 1 < recipe.steps
             state = {"step": step + 1, "seconds": seconds}
             if cut or (step + 1) % tick_every == 0 or step + 1 == recipe.steps:
-                row = {"kind": "tick", "images": images, "seconds": round(seconds, 2), "images_per_s": round(progress.rate, 2)}
+                row = {
+                    "kind": "tick",
+                    "images": images,
+                    "seconds": round(seconds, 2),
+                    "images_per_s": round(progress.rate, 2),
+                }
                 row |= {**means.take(), "lr": now.learning_rate, "gamma": now.gamma, "augment": now.augment, "cut": cut}
                 row |= observe(average, recipe, data, run / "samples" / f"{images:09d}.png", device)
                 log.write(row)
@@ -142,14 +159,26 @@ def draw_rows(recipe: Recipe, step: int, data: Data) -> np.ndarray:
     if data.classes is not None:
         _, inverse, counts = np.unique(data.classes, return_inverse=True, return_counts=True)
         weight = (counts**-0.5)[inverse]
-        return np.random.default_rng(derive_seed(recipe.seed, "rows", step)).choice(count, recipe.batch, p=weight / weight.sum())
+        return np.random.default_rng(derive_seed(recipe.seed, "rows", step)).choice(
+            count, recipe.batch, p=weight / weight.sum()
+        )
     epochs = range(start // count, (start + recipe.batch - 1) // count + 1)
-    order = np.concatenate([np.random.default_rng(derive_seed(recipe.seed, "epoch", epoch)).permutation(count) for epoch in epochs])
+    order = np.concatenate(
+        [np.random.default_rng(derive_seed(recipe.seed, "epoch", epoch)).permutation(count) for epoch in epochs]
+    )
     first = start - epochs[0] * count
     return order[first : first + recipe.batch]
 
 
-def update(name: str, batch: Batch, objective: nn.Module, optimizer: torch.optim.Optimizer, precision: str, now: Values, device: torch.device) -> dict[str, float]:
+def update(
+    name: str,
+    batch: Batch,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    precision: str,
+    now: Values,
+    device: torch.device,
+) -> dict[str, float]:
     """One step of one player; a loss that is not finite moves nothing.
 
     D takes no gradient while G moves; G keeps its graph while D moves, since both learn from the same fakes.
@@ -191,7 +220,9 @@ class Means:
         finite = all(math.isfinite(value) for value in values.values())
         self.faults = 0 if finite else self.faults + 1
         if self.faults > LONGEST_FAULT:
-            raise RuntimeError("training lost its footing: the losses are not finite numbers any more. Start again in a new folder with another --seed")
+            raise RuntimeError(
+                "training lost its footing: the losses are not finite numbers any more. Start again in a new folder with another --seed"
+            )
         for key, value in values.items() if finite else ():
             self.sums.setdefault(key, []).append(value)
 

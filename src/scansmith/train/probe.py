@@ -79,14 +79,19 @@ def probe(base: Recipe, task: Task, seconds: float, side: int | None, device: to
     reasons = [f"{recipe.precision}, {layout}, {recipe.threads or 'default'} threads: the fastest this machine offers"]
     target = first.target if side else affordable(task, first.target, recipe.batch / step_s, seconds)
     if target != first.target:
-        recipe = for_grid(replace(base, precision=recipe.precision, channels_last=recipe.channels_last, threads=recipe.threads), task, target)
+        recipe = for_grid(
+            replace(base, precision=recipe.precision, channels_last=recipe.channels_last, threads=recipe.threads),
+            task,
+            target,
+        )
         step_s = time_step(recipe, task, device, budget_s=min(5.0, 0.006 * seconds))
     grid = task.grid(target)
     why = "as asked" if side else f"the largest grid on which the minutes show {FEWEST_IMAGES:,} images"
     reasons.append(f"{grid.height} x {grid.width} pixels (stored: {task.height} x {task.width}): {why}")
     reasons.append(
         f"gamma {recipe.gamma:.3g} -> {recipe.gamma_end:.3g} for this grid; "
-        f"augmentation up to {recipe.augment:.2f} for {task.train_images:,} training images")
+        f"augmentation up to {recipe.augment:.2f} for {task.train_images:,} training images"
+    )
     return Probe(recipe, step_s, tuple(reasons))
 
 
@@ -96,9 +101,14 @@ def for_grid(base: Recipe, task: Task, target: int) -> Recipe:
     side = max(grid.height, grid.width)
     gamma = base.gamma or penalty_weight(side, task.channels)
     return replace(
-        base, target=target, train_images=task.train_images, gamma=gamma, gamma_end=base.gamma_end or gamma / 10.0,
+        base,
+        target=target,
+        train_images=task.train_images,
+        gamma=gamma,
+        gamma_end=base.gamma_end or gamma / 10.0,
         augment=base.augment if base.augment >= 0 else augmentation_strength(task.train_images),
-        batch=base.batch if side <= 128 else base.batch // 2)
+        batch=base.batch if side <= 128 else base.batch // 2,
+    )
 
 
 def affordable(task: Task, timed: int, rate: float, seconds: float) -> int:
@@ -120,7 +130,10 @@ def fastest_machine(recipe: Recipe, task: Task, device: torch.device, budget_s: 
     cores = cpu_count() if device.type == "cpu" else 0
     best = replace(recipe, precision="fp32", channels_last=False, threads=cores)
     best_s = time_step(best, task, device, budget_s)
-    options: list[dict[str, Any]] = [{"precision": "fp32", "channels_last": True}, {"precision": "bf16", "channels_last": True}]
+    options: list[dict[str, Any]] = [
+        {"precision": "fp32", "channels_last": True},
+        {"precision": "bf16", "channels_last": True},
+    ]
     if cores >= 4:
         options.append({"threads": cores // 2})
     for option in options:
@@ -134,7 +147,9 @@ def fastest_machine(recipe: Recipe, task: Task, device: torch.device, budget_s: 
     return best, time_step(best, task, device, 3.0 * budget_s)
 
 
-def time_step(recipe: Recipe, task: Task, device: torch.device, budget_s: float, give_up_s: float = float("inf")) -> float:
+def time_step(
+    recipe: Recipe, task: Task, device: torch.device, budget_s: float, give_up_s: float = float("inf")
+) -> float:
     """Median seconds of a whole training step on noise, after two steps of warming up.
 
     `give_up_s`: a second step slower than this is not worth more time (bf16 without hardware for it).

@@ -26,12 +26,29 @@ FEWEST_TRAINING = 4
 SLACK = 1.08  # of the planned time, before the tail of a run is cut
 
 
-def run_training(dataset: Path, run: Path, minutes: float, recipe_name: str, side: int | None, images: int | None,
-                 model_folder: Path, seed: int, device_name: str, probed: Probe | None = None) -> dict[str, Any]:
+def run_training(
+    dataset: Path,
+    run: Path,
+    minutes: float,
+    recipe_name: str,
+    side: int | None,
+    images: int | None,
+    model_folder: Path,
+    seed: int,
+    device_name: str,
+    probed: Probe | None = None,
+) -> dict[str, Any]:
     """`train` with, besides, a probe that was made before (by `run`, for its plan)."""
     data = Dataset.open(dataset)
     device = choose_device(device_name)
-    request = {"minutes": minutes, "recipe": recipe_name, "side": side, "images": images, "seed": seed, "data": data.info["hash"]}
+    request = {
+        "minutes": minutes,
+        "recipe": recipe_name,
+        "side": side,
+        "images": images,
+        "seed": seed,
+        "data": data.info["hash"],
+    }
     task = task_of(data)
     recipe, reasons = settle(run, request, task, device, probed)
     if (run / "result.json").is_file() and (model_folder / "config.json").is_file():
@@ -45,7 +62,13 @@ def run_training(dataset: Path, run: Path, minutes: float, recipe_name: str, sid
     with Progress("training", recipe.images) as progress:
         average, outcome = loop.fit(objective, recipe, learned, run, device, planned_s * SLACK, progress)
     made = model.save(model_folder, average, configuration(data, recipe, grid, objective, outcome))
-    result = {"model": str(model_folder), "hash": made.hash, **outcome, "grid": [grid.height, grid.width], "plan": reasons}
+    result = {
+        "model": str(model_folder),
+        "hash": made.hash,
+        **outcome,
+        "grid": [grid.height, grid.width],
+        "plan": reasons,
+    }
     write_json(run / "result.json", result)
     return result
 
@@ -58,12 +81,16 @@ def task_of(data: Dataset) -> Task:
     """
     count = len(data.rows("train"))
     if count < FEWEST_TRAINING:
-        raise ValueError(f"expected at least {FEWEST_TRAINING} training images in {data.root}, found {count}: add scans and prepare again")
+        raise ValueError(
+            f"expected at least {FEWEST_TRAINING} training images in {data.root}, found {count}: add scans and prepare again"
+        )
     channels, height, width = data.shape
     return Task(channels, height, width, len(data.labels), count)
 
 
-def settle(run: Path, request: dict[str, Any], task: Task, device: torch.device, probed: Probe | None) -> tuple[Recipe, list[str]]:
+def settle(
+    run: Path, request: dict[str, Any], task: Task, device: torch.device, probed: Probe | None
+) -> tuple[Recipe, list[str]]:
     """The recipe of an earlier start in this folder, or a new one from the probe, stored before anything else."""
     if request["recipe"] not in RECIPES:
         raise ValueError(f"expected a recipe of {sorted(RECIPES)}, got {request['recipe']!r}")
@@ -88,7 +115,9 @@ def gather(data: Dataset, level: Any, recipe: Recipe, device: torch.device) -> l
     return loop.Data(level, rows, data.classes()[rows] if data.labels else None, real)
 
 
-def configuration(data: Dataset, recipe: Recipe, grid: Grid, objective: nn.Module, outcome: dict[str, Any]) -> dict[str, Any]:
+def configuration(
+    data: Dataset, recipe: Recipe, grid: Grid, objective: nn.Module, outcome: dict[str, Any]
+) -> dict[str, Any]:
     """`config.json` of the model folder."""
     spacing = data.info["spacing"]
     scale = [data.info["height"] / grid.box_height, data.info["width"] / grid.box_width]

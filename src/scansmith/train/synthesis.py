@@ -70,7 +70,11 @@ class Synthesis(nn.Module):
 
     @staticmethod
     def _augmented(images: Tensor, batch: Batch) -> Tensor:
-        layout = torch.channels_last if batch.images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        layout = (
+            torch.channels_last
+            if batch.images.is_contiguous(memory_format=torch.channels_last)
+            else torch.contiguous_format
+        )
         if batch.augment > 0.0:
             images = augment.apply(images, augment.draw(len(images), batch.augment, batch.random))
         return images.contiguous(memory_format=layout)

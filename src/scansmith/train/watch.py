@@ -59,14 +59,20 @@ def _spread(values: np.ndarray) -> float:
     return float(np.linalg.norm(values - values.mean(axis=0), axis=1).mean())
 
 
-def measure(generator: nn.Module, seed: int, classes: Sequence[int], real: Reference, device: torch.device) -> dict[str, Any]:
+def measure(
+    generator: nn.Module, seed: int, classes: Sequence[int], real: Reference, device: torch.device
+) -> dict[str, Any]:
     """{"quality": distance over floor (1 = as two sets of real images), "diversity": spread over the real spread}.
 
     As many samples as the reference has images, always from the same latents.
     """
     count = len(real.features)
     fake = features(samples(generator, seed, count, classes, device), device=device)
-    return {"quality": round(frechet(fake, real.features) / real.floor, 4), "diversity": round(_spread(fake) / real.spread, 4), "reference": real.name}
+    return {
+        "quality": round(frechet(fake, real.features) / real.floor, 4),
+        "diversity": round(_spread(fake) / real.spread, 4),
+        "reference": real.name,
+    }
 
 
 def samples(generator: nn.Module, seed: int, count: int, classes: Sequence[int], device: torch.device) -> np.ndarray:
