@@ -20,11 +20,18 @@ import pytest
 
 import scansmith
 from scansmith import cli, formats, metrics, networks
+from scansmith.evaluate import words
+from scansmith.metrics import prdc, radiomics, random_conv
+from scansmith.prepare import fingerprint, split
 from scansmith.run import STAGES
 from scansmith.train import probe, recipes
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(path for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")] if path.is_file())
+PAGES = sorted(
+    path
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
+    if path.is_file()
+)
 NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 COMMANDS = ROOT / "docs" / "reference" / "commands.md"
 # Pages speak of minutes and hundreds of scans; here every number below takes its place, so that a command takes seconds.
@@ -32,7 +39,7 @@ COMMANDS = ROOT / "docs" / "reference" / "commands.md"
 TINY = {
     "": {"minutes": "0.1", "count": "16", "images": "96", "side": "16", "draws": "3"},
     "train": {"minutes": "0.02"},
-    "phantom": {"patients": "12", "slices": "2", "size": "32"},
+    "phantom": {"patients": "10", "slices": "2", "size": "32"},
 }
 # Options whose defaults would take longer.
 ALWAYS = {"run": {"count": "16"}, "phantom": TINY["phantom"], "evaluate": {"draws": "3"}}
@@ -79,7 +86,9 @@ def tiny(line: str) -> list[str]:
 def run_commands(text: str) -> None:
     for line in text.replace("\\\n", " ").splitlines():
         if line.strip():
-            assert line.startswith("scansmith "), f"expected a scansmith command, got {line!r}: use a console block for others"
+            assert line.startswith("scansmith "), (
+                f"expected a scansmith command, got {line!r}: use a console block for others"
+            )
             try:
                 code = cli.main(tiny(line))
             except SystemExit as stop:
@@ -101,6 +110,7 @@ def made(tmp_path_factory):
         patch.setitem(recipes.RECIPES, "relativistic", small)
         patch.setattr(probe, "cpu_count", lambda: 1)  # for networks this small a second thread only waits
         patch.setattr(probe, "time_step", brief)
+        patch.setattr(probe.Probe, "images_in", lambda self, seconds: 96)
         patch.chdir(root)
         run_commands("scansmith phantom phantom --seed 7")
         Path("scans").symlink_to("phantom/scans")
@@ -115,7 +125,14 @@ def folder(made, tmp_path, monkeypatch):
     (tmp_path / "scans").symlink_to((made / "scans").resolve())
     shutil.copytree(made / "run", tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    tables = [formats.READERS, formats.WRITERS, metrics.METRICS, networks.GENERATORS, networks.DISCRIMINATORS, recipes.RECIPES]
+    tables = [
+        formats.READERS,
+        formats.WRITERS,
+        metrics.METRICS,
+        networks.GENERATORS,
+        networks.DISCRIMINATORS,
+        recipes.RECIPES,
+    ]
     before = [dict(table) for table in tables]
     yield tmp_path
     for table, content in zip(tables, before):
@@ -135,7 +152,11 @@ def test_every_command_and_snippet_of_a_page_runs_in_its_order(page, folder):
 
 
 def test_the_tutorial_ends_with_the_files_it_promises(made):
-    tree = next(text for _, language, text in blocks(ROOT / "docs" / "start.md") if language == "text" and text.startswith("out/"))
+    tree = next(
+        text
+        for _, language, text in blocks(ROOT / "docs" / "start.md")
+        if language == "text" and text.startswith("out/")
+    )
     promised = [line.split()[0] for line in tree.splitlines()[1:]]
     assert len(promised) > 5
     for name in promised:
@@ -147,7 +168,11 @@ def test_artifacts_names_every_file_of_a_run(made):
     named = re.sub(r"\d{5,}", "#", text)
     for path in (made / "run").rglob("*"):
         if path.is_file():
-            name = "events/" if path.parent.name == "events" else re.sub(r"\d+x\d+", "HEIGHTxWIDTH", re.sub(r"\d{5,}", "#", path.name))
+            name = (
+                "events/"
+                if path.parent.name == "events"
+                else re.sub(r"\d+x\d+", "HEIGHTxWIDTH", re.sub(r"\d{5,}", "#", path.name))
+            )
             assert name in named, f"{path.name} is not in reference/artifacts.md"
 
 
@@ -206,7 +231,16 @@ def test_every_page_is_named_in_the_index(name):
 def test_no_page_names_a_package_registry_or_a_place_of_its_writing(name):
     text = (ROOT / name).read_text()
     # Installing is pip's business, with whatever index the reader has; and no page carries the writer's own paths.
-    for host in ("pypi.org", "pythonhosted", "anaconda.org", "download.pytorch", "conda-forge", "npmjs", "/" + "work/", "/" + "tmp/"):
+    for host in (
+        "pypi.org",
+        "pythonhosted",
+        "anaconda.org",
+        "download.pytorch",
+        "conda-forge",
+        "npmjs",
+        "/" + "work/",
+        "/" + "tmp/",
+    ):
         assert host not in text, host
 
 
@@ -224,7 +258,9 @@ def test_every_verb_has_a_section_with_all_its_options(verb):
 
 
 def test_the_page_of_commands_is_what_the_signatures_say():
-    assert COMMANDS.read_text() == commands_page(), "docs/reference/commands.md is not up to date: run 'python tests/test_docs.py'"
+    assert COMMANDS.read_text() == commands_page(), (
+        "docs/reference/commands.md is not up to date: run 'python tests/test_docs.py'"
+    )
 
 
 def test_every_field_of_a_recipe_is_explained():
@@ -238,6 +274,22 @@ def test_every_field_of_a_recipe_is_explained():
 def test_the_tutorial_names_the_stages_of_a_run():
     text = (ROOT / "docs" / "start.md").read_text()
     assert all(f"| {stage} |" in text for stage in STAGES)
+
+
+def test_the_pages_name_the_limits_that_the_code_uses():
+    judged = (ROOT / "docs" / "explanation" / "how-it-is-judged.md").read_text()
+    assert f"at least {words.TELL_TALE:g} times its floor" in judged
+    assert f"{random_conv.FEATURES} features" in judged and f"{len(radiomics.NAMES)} features" in judged
+    assert f"its {prdc.NEIGHBOURS}th nearest neighbour" in judged
+    privacy = (ROOT / "docs" / "explanation" / "data-and-privacy.md").read_text()
+    assert all(f"| {name} | {share:.0%}".replace("%", " %") in privacy for name, share in split.FRACTIONS.items())
+    trains = (ROOT / "docs" / "explanation" / "how-it-trains.md").read_text()
+    assert (
+        f"{64 * probe.IMAGES_PER_PIXEL:,.0f} at 64 pixels" in trains
+        and f"first {recipes.Recipe().burn_in:.0%}".replace("%", " %") in trains
+    )
+    scans = (ROOT / "docs" / "start.md").read_text()
+    assert {8: "Eight images are the least"}[fingerprint.LEAST_IMAGES] in scans
 
 
 def commands_page() -> str:
@@ -268,17 +320,32 @@ def verb_section(verb: str) -> str:
     meaning = entries(sections["Args"])
     parameters, hints = inspect.signature(function).parameters, typing.get_type_hints(function)
     required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
-    lines = ["", f"## {verb}", "", f"    scansmith {verb} {' '.join(name.upper() for name in required)} [options]", "", parts[0].strip(), ""]
-    lines += ["| argument | meaning |", "|---|---|", *(f"| `{name.upper()}` | {meaning[name]} |" for name in required), ""]
+    lines = [
+        "",
+        f"## {verb}",
+        "",
+        f"    scansmith {verb} {' '.join(name.upper() for name in required)} [options]",
+        "",
+        parts[0].strip(),
+        "",
+    ]
+    lines += [
+        "| argument | meaning |",
+        "|---|---|",
+        *(f"| `{name.upper()}` | {meaning[name]} |" for name in required),
+        "",
+    ]
     lines += ["| option | values | default | meaning |", "|---|---|---|---|"]
     for name, parameter in parameters.items():
         if name not in required:
-            lines.append(f"| `{flag(name, parameter)}` | {values_of(hints[name])} | {default_of(parameter.default)} | {meaning[name]} |")
+            lines.append(
+                f"| `{flag(name, parameter)}` | {values_of(hints[name])} | {default_of(parameter.default)} | {meaning[name]} |"
+            )
     for title, name in (("Result", "Returns"), ("Fails", "Raises")):
         if name in sections:
             found = entries(sections[name]) if name == "Raises" else {}
-            words = "; ".join(f"`{error}`: {when.rstrip('.')}" for error, when in found.items()) + "." * bool(found) or " ".join(sections[name].split())
-            lines += ["", f"{title}: {words}"]
+            said = "; ".join(f"`{error}`: {when.rstrip('.')}" for error, when in found.items())
+            lines += ["", f"{title}: {said}." if said else f"{title}: {' '.join(sections[name].split())}"]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
@@ -312,7 +379,11 @@ def values_of(hint: object) -> str:
 
 
 def default_of(value: object) -> str:
-    return {None: "none", False: "off", True: "on"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
+    return (
+        {None: "none", False: "off", True: "on"}.get(value, str(value))
+        if isinstance(value, bool | None)
+        else str(value)
+    )
 
 
 if __name__ == "__main__":

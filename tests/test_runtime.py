@@ -72,7 +72,8 @@ def test_devices_that_are_not_here_are_refused():
 
 
 def test_progress_counts_from_where_it_resumed():
-    with runtime.Progress("x", 100, done=50, quiet=True) as progress:
+    with runtime.Progress("x", 100, quiet=True) as progress:
+        progress.resume(50)
         progress.update(50)
         assert progress.rate == 0.0
         progress.update(60, "good")

@@ -153,3 +153,17 @@ def test_models_that_do_not_fit_are_refused_in_words(tmp_path):
     (tmp_path / "m" / "model.safetensors").write_bytes(b"\x80\x04pickled")
     with pytest.raises(ValueError, match="weights that fit"):
         model.load(tmp_path / "m")
+
+
+def test_pictures_of_one_model_share_one_scale(tmp_path):
+    """Tools that ignore the text chunks must not see each picture stretched on its own."""
+    from PIL import Image as Picture
+
+    make_model(tmp_path / "m", modality="OT", source="png", low=0.0, high=255.0, units="a.u.")
+    synthesize(tmp_path / "m", tmp_path / "o", count=3)
+    for name in ("000000", "000001", "000002"):
+        with Picture.open(tmp_path / "o" / f"{name}.png") as picture:
+            assert picture.mode.startswith("I;16")
+            assert float(picture.text["scansmith:slope"]) == pytest.approx(255 / 65535) and float(picture.text["scansmith:offset"]) == 0.0
+            stored = np.asarray(picture).astype(np.float64) * 255 / 65535
+        np.testing.assert_allclose(voxels(tmp_path / "o")[name][0, :, :, 0].T, stored, atol=0.002)

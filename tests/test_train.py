@@ -21,7 +21,7 @@ from scansmith.preprocess import Grid
 from scansmith.runtime import Progress
 from scansmith.train import checkpoint, loop, watch
 from scansmith.train.objectives import OBJECTIVES
-from scansmith.train.probe import FEWEST_IMAGES, Probe, Task, affordable, for_grid, time_step
+from scansmith.train.probe import IMAGES_PER_PIXEL, Probe, Task, affordable, for_grid, time_step
 from scansmith.train.recipes import RECIPES, Recipe, augmentation_strength, penalty_weight, schedule
 from scansmith.train.synthesis import Batch
 
@@ -123,10 +123,12 @@ def test_penalty_and_augmentation_follow_the_published_values():
 def test_probe_takes_the_largest_grid_that_shows_enough_images():
     task = Task(1, 512, 512, 0, 700)
     rate = 100.0  # at 64 px
-    enough = FEWEST_IMAGES / rate / 0.95
+    enough = 64 * IMAGES_PER_PIXEL / rate / 0.95
     assert affordable(task, 64, rate, enough * 1.01) == 64
     assert affordable(task, 64, rate, enough * 0.99) == 32
-    assert affordable(task, 64, rate, enough * 4.04) == 128
+    assert affordable(task, 64, rate, enough * 8.08) == 128  # twice the images, each four times the pixels
+    assert affordable(task, 64, rate, enough * 7.92) == 64
+    assert affordable(task, 64, rate, 1.0) == 32  # the smallest when nothing fits
     assert affordable(Task(1, 28, 28, 0, 700), 28, rate, 1e6) == 28  # never beyond the stored images
 
 

@@ -50,8 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("scansmith: stopped; the same command goes on from the last finished part", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError, RuntimeError) as error:
-        if "--traceback" in arguments:
-            raise
         print(f"scansmith: {message(error)}", file=sys.stderr)
         return FAILED
 

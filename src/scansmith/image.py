@@ -24,6 +24,7 @@ class Image:
         modality: one of `MODALITIES`.
         units: "HU" for CT, "a.u." (arbitrary) otherwise.
         spacing_known: False when the file gave no pixel spacing and the affine holds 1 mm as a placeholder.
+        window: (low, high) that the values of a whole set lie in, when known: files that scale values then all use it.
         notes: what the reader altered, in words (for example "MONOCHROME1 inverted").
     """
 
@@ -32,6 +33,7 @@ class Image:
     modality: str = "OT"
     units: str = "a.u."
     spacing_known: bool = True
+    window: tuple[float, float] | None = None
     notes: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:

@@ -159,7 +159,6 @@ def carry_out(
         results[name] = work[name]()
         stage |= {"seconds": round(stage.get("seconds", 0.0) + time.monotonic() - start, 1), "done": True}
         write_json(out / "run.json", state)
-    report(out)  # once more, now that the seconds of all stages are known
     return results
 
 

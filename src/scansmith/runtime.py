@@ -154,9 +154,9 @@ class Progress:
     On a terminal with rich installed it is drawn in place; elsewhere (logs, bare hosts) it is one line now and then.
     """
 
-    def __init__(self, title: str, total: int, unit: str = "images", done: int = 0, quiet: bool = False) -> None:
+    def __init__(self, title: str, total: int, unit: str = "images", quiet: bool = False) -> None:
         self.title, self.total, self.unit, self.quiet = title, max(total, 1), unit, quiet
-        self.done = self._start_count = done
+        self.done = self._start_count = 0
         self.words = ""
         self._began = self._spoke = time.monotonic()
         self._bar: Any = None
@@ -177,7 +177,7 @@ class Progress:
                 console=Console(stderr=True),
                 transient=True,
             )
-            self._task = self._bar.add_task(title, total=self.total, completed=done, words="")
+            self._task = self._bar.add_task(title, total=self.total, words="")
             self._bar.start()
 
     @property
@@ -203,6 +203,11 @@ class Progress:
                 file=sys.stderr,
                 flush=True,
             )
+
+    def resume(self, done: int) -> None:
+        """Count the rate from `done` on: what an earlier start did took no time of this one."""
+        self.done = self._start_count = done
+        self._began = time.monotonic()
 
     def __enter__(self) -> Progress:
         return self

@@ -128,23 +128,24 @@ def class_of(model: Model, seed: int, index: int, fixed: int | None) -> int:
 
 
 def to_image(model: Model, encoded: np.ndarray) -> Image:
-    """(C, H, W) in [-1, 1] -> an Image in physical units; HU and 8-bit grey are whole numbers again."""
+    """(C, H, W) in [-1, 1] -> an Image in physical units; HU are whole numbers again."""
     import numpy as np
 
     from .image import Image
 
-    physical = model.intensity.decode(encoded).transpose(0, 2, 1)[..., None]
-    if model.config["intensity"]["units"] == "HU":
+    intensity, spacing = model.intensity, model.config["spacing"]
+    physical = intensity.decode(encoded).transpose(0, 2, 1)[..., None]
+    if intensity.units == "HU":
         physical = np.rint(physical).astype(np.int16)
-    rows, columns = model.config["spacing"] or (1.0, 1.0)
+    rows, columns = spacing or (1.0, 1.0)
     # Columns run to the patient's left, rows to posterior: a standard axial slice at the origin.
-    affine = np.diag([-columns, -rows, 1.0, 1.0])
     return Image(
-        np.ascontiguousarray(physical),
-        affine,
-        model.config["modality"],
-        model.config["intensity"]["units"],
-        model.config["spacing"] is not None,
+        array=np.ascontiguousarray(physical),
+        affine=np.diag([-columns, -rows, 1.0, 1.0]),
+        modality=model.config["modality"],
+        units=intensity.units,
+        spacing_known=spacing is not None,
+        window=(intensity.low, intensity.high),
     )
 
 

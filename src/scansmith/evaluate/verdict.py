@@ -22,6 +22,8 @@ from .load import Scans, load, open_scans
 # Longest side compared, most scans of a set in memory and their bytes, most training scans searched for copies.
 LONGEST, MOST, MEMORY, SEARCHED, PART = 256, 2000, 2**28, 20_000, 2048
 CLASSIFIED = 1000
+# Most pixels of a set that the encoders see: 2000 scans of 64 pixels, 256 of 256; more would take minutes on a CPU.
+ENCODED = 2**24
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def evaluate(real: Path, fake: Path, out: Path, train: Path | None, draws: int, 
         fakes, fake_scans = loaded(sets.fake.sample(most, seed, "fake"), size, "synthetic", rounded)
         others, other_scans = load(sets.others.sample(most, seed, "others"), size)
         progress.update(1, "scans read")
-        features = encode(reference, others, fakes, device)
+        features = encode(*(at_random(images, ENCODED, seed) for images in (reference, others, fakes)), device)
         entries, reasons, count = compare(features, draws, limit, seed)
         held_out = "your held-out scans" if sets.split == "holdout" else "your real scans"
         for name, entry in entries.items():
@@ -149,6 +151,13 @@ def loaded(scans: Scans, size: tuple[int, int], kind: str, rounded: bool) -> tup
     if len(images) == 0:
         raise ValueError(f"expected readable {kind} scans, found that none of {len(scans)} can be read: check the files")
     return images, kept
+
+
+def at_random(images: np.ndarray, pixels: int, seed: int) -> np.ndarray:
+    """As many of the images (N, C, H, W), at random, as have this many pixels; at least 16."""
+    most = max(16, pixels // int(np.prod(images.shape[1:])))
+    rng = np.random.default_rng(derive_seed(seed, "encoded"))
+    return images if len(images) <= most else images[rng.choice(len(images), most, replace=False)]
 
 
 def classify(reference: np.ndarray, others: np.ndarray, fakes: np.ndarray, seed: int, device: torch.device,

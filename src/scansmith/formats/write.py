@@ -89,14 +89,16 @@ def colour_8_bit(array: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------ PNG
 
 
-def png_scale(array: np.ndarray, modality: str) -> tuple[float, float]:
+def png_scale(array: np.ndarray, modality: str, window: tuple[float, float] | None = None) -> tuple[float, float]:
     """Slope and offset of 16-bit pixels: physical = pixel * slope + offset.
 
     Integers within a span of 65535 come back exactly: the slope is a power of two, the smallest that fits, so that
     an ordinary viewer shows a picture and not black. CT from -1024 to 3071 HU always has the same scale (1/16 HU),
-    so that sets compare even in tools that ignore the text chunks.
+    so that sets compare even in tools that ignore the text chunks; so have fractions with a known `window`.
     """
     low, high = float(array.min()), float(array.max())
+    if window is not None and array.dtype.kind == "f" and window[0] <= low and high <= window[1]:
+        return (window[1] - window[0]) / 65535.0, window[0]
     if modality == "CT" and low >= -1024.0 and high <= 3071.0:
         return 1 / 16, -1024.0
     if array.dtype.kind in "biu" or bool((np.rint(array) == array).all()):
@@ -122,7 +124,7 @@ def png_pixels(image: Image) -> tuple[np.ndarray, float, float]:
     array = image.array[0, :, :, 0].T
     if array.dtype == np.uint8:
         return array, 1.0, 0.0
-    slope, offset = png_scale(array, image.modality)
+    slope, offset = png_scale(array, image.modality, image.window)
     return np.rint((array.astype(np.float64) - offset) / slope).astype(np.uint16), slope, offset
 
 

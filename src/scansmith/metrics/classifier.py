@@ -68,10 +68,10 @@ def train_and_test(real: np.ndarray, fake: np.ndarray, real_test: np.ndarray, fa
                    device: torch.device) -> int:
     """Number of test images that a CNN trained on equally many `real` and `fake` names correctly."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.from_numpy(np.concatenate([real, fake]).astype(np.float32)).to(device)
+    images = views(np.concatenate([real, fake]), device)
     target = torch.cat([torch.zeros(len(real)), torch.ones(len(fake))]).to(device)
     with torch.random.fork_rng(devices=[]):  # layers draw from the global generator before `build` fills them
-        network = build(images.shape[1], max(images.shape[-2:]), generator).to(device)
+        network = build(images.shape[1], max(images.shape[-2:]) > 32, generator).to(device)
     optimiser = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=STEPS)
     for _ in range(STEPS):
@@ -87,14 +87,29 @@ def train_and_test(real: np.ndarray, fake: np.ndarray, real_test: np.ndarray, fa
         optimiser.step()
         schedule.step()
     network.eval()
-    real_logit, fake_logit = logits(network, real_test, device), logits(network, fake_test, device)
+    real_logit, fake_logit = (logits(network, views(tested, device)) for tested in (real_test, fake_test))
     return int((real_logit < 0).sum() + (fake_logit >= 0).sum())
 
 
-def build(channels: int, size: int, generator: torch.Generator) -> nn.Sequential:
-    """A CNN for images of `size` pixels; its first convolution sees every pixel and leaves 32 positions a side at most."""
-    stride = math.ceil(size / 32)
-    layers: list[nn.Module] = [Residual(), nn.Conv2d(3 * channels, 24, 2 * stride + 1, stride, stride), nn.BatchNorm2d(24), nn.LeakyReLU(0.2)]
+def views(images: np.ndarray, device: torch.device) -> torch.Tensor:
+    """(N, C, H, W) -> (N, 3 C, h, w), at most 64 pixels a side: the image, what a 3 x 3 mean leaves of it, and the size of that.
+
+    What is left is taken at full resolution before both are averaged down. With it, noise of 4 grey levels in 255 is found
+    in 98 % of images, without it in 60 to 74 %; four times the layers at full resolution do as well in ten times the time.
+    """
+    parts = []
+    for start in range(0, len(images), 64):
+        x = torch.from_numpy(images[start : start + 64].astype(np.float32)).to(device)
+        fine = 4.0 * (x - functional.avg_pool2d(functional.pad(x, (1, 1, 1, 1), mode="reflect"), 3, 1))
+        pool = math.ceil(max(x.shape[-2:]) / 64)
+        parts.append(functional.avg_pool2d(torch.cat([x, fine, fine.abs()], dim=1), pool, ceil_mode=True))
+    return torch.cat(parts)
+
+
+def build(channels: int, halved: bool, generator: torch.Generator) -> nn.Sequential:
+    """A CNN of four convolutions; the first halves the resolution when asked to."""
+    stride = 2 if halved else 1
+    layers: list[nn.Module] = [nn.Conv2d(channels, 24, 2 * stride + 1, stride, stride), nn.BatchNorm2d(24), nn.LeakyReLU(0.2)]
     for fan_in, width in ((24, 32), (32, 64), (64, 96)):
         layers += [nn.Conv2d(fan_in, width, 3, 2, 1), nn.BatchNorm2d(width), nn.LeakyReLU(0.2)]
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 1))
@@ -106,23 +121,8 @@ def build(channels: int, size: int, generator: torch.Generator) -> nn.Sequential
     return network
 
 
-class Residual(nn.Module):
-    """(N, C, H, W) -> (N, 3 C, H, W): the image, what a 3 x 3 mean leaves of it, and the size of that.
-
-    With it, noise of 4 grey levels in 255 is found in 98 % of images, without it in 60 to 74 %; four times the layers
-    at full resolution do as well in ten times the time.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        fine = 4.0 * (x - functional.avg_pool2d(functional.pad(x, (1, 1, 1, 1), mode="reflect"), 3, 1))
-        return torch.cat([x, fine, fine.abs()], dim=1)
-
-
-def logits(network: nn.Module, images: np.ndarray, device: torch.device) -> np.ndarray:
-    """Log odds (N,) that each image (N, C, H, W) is synthetic; the mean over the image and its mirror image."""
-    result = []
+def logits(network: nn.Module, images: torch.Tensor) -> np.ndarray:
+    """Log odds (N,) that each of `views` is synthetic; the mean over it and its mirror image."""
     with torch.inference_mode():
-        for start in range(0, len(images), 128):
-            x = torch.from_numpy(images[start : start + 128].astype(np.float32)).to(device)
-            result.append((network(x) + network(x.flip(-1)))[:, 0].cpu().numpy())
-    return np.concatenate(result) / 2.0
+        found = [(network(x) + network(x.flip(-1)))[:, 0].cpu().numpy() for x in images.split(128)]
+    return np.concatenate(found) / 2.0

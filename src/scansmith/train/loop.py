@@ -74,6 +74,7 @@ def fit(
     state: dict[str, Any] = {"step": 0, "seconds": 0.0}
     if saved.is_file():
         state = checkpoint.load(saved, modules, optimizers)
+    progress.resume(state["step"] * recipe.batch)
     log = checkpoint.Log(run, state["step"] * recipe.batch)
     tick_every = max(1, recipe.steps // recipe.ticks)
     began, means, cut = time.monotonic() - state["seconds"], Means(), False

@@ -18,8 +18,9 @@ from .objectives import OBJECTIVES
 from .recipes import Recipe, augmentation_strength, penalty_weight, schedule
 
 SIDES = (32, 64, 128, 256, 512)
-# A larger grid is taken only if the minutes still show this many images on it: below, sharper is not better.
-FEWEST_IMAGES = 20_000
+# A grid is taken only if the minutes show this many images per pixel of its longer side: below, sharper is not better.
+# Measured at 64 px: 20,000 hands are recognisable, with different poses (docs/log.md).
+IMAGES_PER_PIXEL = 20_000 / 64
 OVERHEAD = 0.05  # share of the training time that ticks take: samples, features, sheet, checkpoint
 
 
@@ -73,6 +74,7 @@ def probe(base: Recipe, task: Task, seconds: float, side: int | None, device: to
         side: longer side of the training grid; None lets the minutes decide.
     """
     native = max(task.height, task.width)
+    base = replace(base, ticks=max(6, min(base.ticks, int(seconds / 25.0))))
     first = for_grid(base, task, min(side or 64, native))
     recipe, step_s = fastest_machine(first, task, device, budget_s=min(1.5, 0.0025 * seconds))
     layout = "channels-last" if recipe.channels_last else "NCHW"
@@ -86,7 +88,7 @@ def probe(base: Recipe, task: Task, seconds: float, side: int | None, device: to
         )
         step_s = time_step(recipe, task, device, budget_s=min(5.0, 0.006 * seconds))
     grid = task.grid(target)
-    why = "as asked" if side else f"the largest grid on which the minutes show {FEWEST_IMAGES:,} images"
+    why = "as asked" if side else reason_for(target, recipe.batch / step_s * seconds * (1.0 - OVERHEAD))
     reasons.append(f"{grid.height} x {grid.width} pixels (stored: {task.height} x {task.width}): {why}")
     reasons.append(
         f"gamma {recipe.gamma:.3g} -> {recipe.gamma_end:.3g} for this grid; "
@@ -119,7 +121,15 @@ def affordable(task: Task, timed: int, rate: float, seconds: float) -> int:
     def images(target: int) -> float:
         return rate * task.grid(timed).pixels / task.grid(target).pixels * seconds * (1.0 - OVERHEAD)
 
-    return max((target for target in targets if images(target) >= FEWEST_IMAGES), default=targets[0])
+    return max((target for target in targets if images(target) >= IMAGES_PER_PIXEL * target), default=targets[0])
+
+
+def reason_for(target: int, images: float) -> str:
+    """Why this grid, in words."""
+    needed = f"{IMAGES_PER_PIXEL * target:,.0f} images"
+    if images < IMAGES_PER_PIXEL * target:
+        return f"the smallest grid, though the minutes do not show the {needed} that it needs: more minutes are better"
+    return f"the largest grid on which the minutes show enough images ({needed})"
 
 
 def fastest_machine(recipe: Recipe, task: Task, device: torch.device, budget_s: float) -> tuple[Recipe, float]:
@@ -150,7 +160,7 @@ def fastest_machine(recipe: Recipe, task: Task, device: torch.device, budget_s: 
 def time_step(
     recipe: Recipe, task: Task, device: torch.device, budget_s: float, give_up_s: float = float("inf")
 ) -> float:
-    """Median seconds of a whole training step on noise, after two steps of warming up.
+    """Median seconds of a whole training step on noise, after one step of warming up.
 
     `give_up_s`: a second step slower than this is not worth more time (bf16 without hardware for it).
     """
@@ -165,7 +175,7 @@ def time_step(
     probed = replace(recipe, images=10 * recipe.batch)
     times: list[float] = []
     began = time.monotonic()
-    while len(times) < 5 or time.monotonic() - began < budget_s:
+    while len(times) < 4 or time.monotonic() - began < budget_s:
         start = time.perf_counter()
         now = schedule(probed, probed.images)
         batch = loop.draw_batch(probed, len(times), data, device, now)
@@ -174,4 +184,4 @@ def time_step(
         times.append(time.perf_counter() - start)
         if len(times) == 2 and times[-1] > give_up_s:
             return times[-1]
-    return statistics.median(times[2:])
+    return statistics.median(times[1:])
