@@ -29,14 +29,34 @@ def grey(images: np.ndarray) -> np.ndarray:
     return np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
-def prepared(root: Path, train: np.ndarray, holdout: np.ndarray, patients: list[str] | None = None, low: float = 0.0, high: float = 255.0) -> Path:
+def prepared(
+    root: Path,
+    train: np.ndarray,
+    holdout: np.ndarray,
+    patients: list[str] | None = None,
+    low: float = 0.0,
+    high: float = 255.0,
+) -> Path:
     """A prepared dataset of these (N, C, H, W) images."""
     images = np.concatenate([train, holdout])
     count = len(images)
     columns = {name: [None] * count for name in dataset.COLUMNS}
-    columns |= {"case": [f"c{i}" for i in range(count)], "patient": patients or [f"p{i}" for i in range(count)],
-                "split": ["train"] * len(train) + ["holdout"] * len(holdout), "low": [low] * count, "high": [high] * count, "units": ["a.u."] * count}
-    dataset.write(root, {"modality": "OT", "labels": [], "split_level": "patient"}, columns, images, images.dtype, images.shape[1:])
+    columns |= {
+        "case": [f"c{i}" for i in range(count)],
+        "patient": patients or [f"p{i}" for i in range(count)],
+        "split": ["train"] * len(train) + ["holdout"] * len(holdout),
+        "low": [low] * count,
+        "high": [high] * count,
+        "units": ["a.u."] * count,
+    }
+    dataset.write(
+        root,
+        {"modality": "OT", "labels": [], "split_level": "patient"},
+        columns,
+        images,
+        images.dtype,
+        images.shape[1:],
+    )
     return root
 
 
@@ -82,7 +102,9 @@ def test_copies_of_training_scans_raise_the_memorising_alarm(hand_dataset, hands
     noise = np.random.default_rng(0).normal(0, 4, (12, 1, 64, 64))
     copied = np.concatenate([np.roll(hands[:6], 1, 3), hands[6:12, :, :, ::-1]])
     copied = np.clip(copied + noise, 0, 255).astype(np.uint8)
-    result = scansmith.evaluate(hand_dataset, pictures(tmp_path / "fake", np.concatenate([hands[360:], copied])), tmp_path, draws=3)
+    result = scansmith.evaluate(
+        hand_dataset, pictures(tmp_path / "fake", np.concatenate([hands[360:], copied])), tmp_path, draws=3
+    )
     assert result["verdict"][0].startswith("ALARM, memorising")
     # One of the other 200 hands resembles a training one as closely: some patients are in this collection twice.
     assert sum(pair["fake"] == 200 + pair["train"] for pair in result["nearest"]) >= 9
@@ -99,7 +121,10 @@ def test_twenty_repeated_scans_are_called_little_variety(hand_dataset, hands, tm
 
 def test_another_organ_and_noise_are_told_from_real_scans(hand_dataset, hands, shared_data, tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "STEPS", 25)
-    chests = [np.asarray(Picture.open(file).convert("L"))[None] for file in sorted((shared_data / "mednist_64px_classes" / "ChestCT").glob("*.jpeg"))[:60]]
+    chests = [
+        np.asarray(Picture.open(file).convert("L"))[None]
+        for file in sorted((shared_data / "mednist_64px_classes" / "ChestCT").glob("*.jpeg"))[:60]
+    ]
     other = scansmith.evaluate(hand_dataset, pictures(tmp_path / "chest", np.stack(chests)), tmp_path / "a", draws=3)
     noisy = np.clip(hands[360:420] + np.random.default_rng(0).normal(0, 14, (60, 1, 64, 64)), 0, 255).astype(np.uint8)
     noise = scansmith.evaluate(hand_dataset, pictures(tmp_path / "noise", noisy), tmp_path / "b", draws=3)
@@ -116,19 +141,39 @@ def test_another_organ_and_noise_are_told_from_real_scans(hand_dataset, hands, s
 def small(tmp_path_factory) -> tuple[Path, Path]:
     """A prepared dataset of 40 + 24 pictures and a folder of 30 others."""
     root = tmp_path_factory.mktemp("small")
-    return prepared(root / "dataset", grey(blobs(40, 0)), grey(blobs(24, 1))), pictures(root / "fake", grey(blobs(30, 2)))
+    return prepared(root / "dataset", grey(blobs(40, 0)), grey(blobs(24, 1))), pictures(
+        root / "fake", grey(blobs(30, 2))
+    )
 
 
 def test_metrics_json_holds_every_number_beside_its_floor_and_the_same_seed_gives_the_same_file(small, tmp_path):
     result = scansmith.evaluate(*small, tmp_path / "a", draws=4, seed=3)
-    stored = json.loads((tmp_path / "a" / "metrics.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} in strict JSON"))
+    stored = json.loads(
+        (tmp_path / "a" / "metrics.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} in strict JSON")
+    )
     assert stored == result
     assert scansmith.evaluate(*small, tmp_path / "b", draws=4, seed=3) == result
     assert set(METRICS) | {"classifier", "repeats", "near_copies", "train_holdout_ratio"} <= set(result["metrics"])
     assert result["real"] == {"count": 24, "split": "holdout", "split_level": "patient", "source": "prepared dataset"}
-    assert (result["train"]["count"], result["fake"]["count"], result["compared_per_draw"], result["size"]) == (40, 30, 24, [32, 32])
+    assert (result["train"]["count"], result["fake"]["count"], result["compared_per_draw"], result["size"]) == (
+        40,
+        30,
+        24,
+        [32, 32],
+    )
     for entry in result["metrics"].values():
-        assert set(entry) == {"title", "value", "interval", "floor", "floor_interval", "ratio", "better", "counts", "extractor", "words"}
+        assert set(entry) == {
+            "title",
+            "value",
+            "interval",
+            "floor",
+            "floor_interval",
+            "ratio",
+            "better",
+            "counts",
+            "extractor",
+            "words",
+        }
         assert entry["words"].endswith(".") and entry["interval"][0] <= entry["interval"][1]
     with Picture.open(tmp_path / "a" / result["nearest_picture"]) as picture:
         assert picture.width > 3 * 144
@@ -143,11 +188,22 @@ def test_another_seed_draws_other_scans(small, tmp_path):
 
 
 def test_a_new_metric_is_one_line_and_gets_a_floor(small, tmp_path, monkeypatch):
-    brightness = Metric("Brightness gap", lambda real, fake: abs(real.mean() - fake.mean()), lambda images, device: images.mean(axis=(1, 2, 3))[:, None],
-                        "mean grey value", "lower", 2, "brightness")
+    brightness = Metric(
+        "Brightness gap",
+        lambda real, fake: abs(real.mean() - fake.mean()),
+        lambda images, device: images.mean(axis=(1, 2, 3))[:, None],
+        "mean grey value",
+        "lower",
+        2,
+        "brightness",
+    )
     monkeypatch.setitem(METRICS, "brightness", brightness)
     entry = scansmith.evaluate(*small, tmp_path, draws=3)["metrics"]["brightness"]
-    assert entry["floor"] > 0 and entry["interval"][0] <= entry["value"] <= entry["interval"][1] and "Brightness gap" in entry["words"]
+    assert (
+        entry["floor"] > 0
+        and entry["interval"][0] <= entry["value"] <= entry["interval"][1]
+        and "Brightness gap" in entry["words"]
+    )
 
 
 def test_a_metric_that_is_not_finite_is_left_out_with_a_reason(small, tmp_path, monkeypatch):
@@ -178,7 +234,9 @@ def test_tiny_sets_give_words_instead_of_numbers(train, holdout, fake, tmp_path)
     assert any("numbers are rough" in sentence for sentence in result["verdict"])
 
 
-@pytest.mark.parametrize("which", ["fakes constant", "fakes repeated", "holdout repeated", "holdout constant", "everything constant"])
+@pytest.mark.parametrize(
+    "which", ["fakes constant", "fakes repeated", "holdout repeated", "holdout constant", "everything constant"]
+)
 def test_sets_without_variety_give_words_and_strict_json(which, tmp_path):
     flat, one = np.full((20, 1, 32, 32), 90, np.uint8), np.repeat(grey(blobs(1, 5)), 20, axis=0)
     train, holdout, fake = grey(blobs(20, 0)), grey(blobs(20, 1)), grey(blobs(20, 2))
@@ -188,7 +246,9 @@ def test_sets_without_variety_give_words_and_strict_json(which, tmp_path):
         holdout = flat if "constant" in which else one
     if which.startswith("everything"):
         train = holdout = fake = flat
-    result = scansmith.evaluate(prepared(tmp_path / "d", train, holdout), pictures(tmp_path / "f", fake), tmp_path, draws=3)
+    result = scansmith.evaluate(
+        prepared(tmp_path / "d", train, holdout), pictures(tmp_path / "f", fake), tmp_path, draws=3
+    )
     json.dumps(result, allow_nan=False)
     assert len(result["verdict"]) > 2
     if which.startswith("fakes"):
@@ -199,7 +259,9 @@ def test_sets_without_variety_give_words_and_strict_json(which, tmp_path):
 
 def test_a_holdout_that_repeats_training_scans_makes_the_search_blind(tmp_path):
     train = grey(blobs(30, 0))
-    result = scansmith.evaluate(prepared(tmp_path / "d", train, train[:20]), pictures(tmp_path / "f", grey(blobs(20, 2))), tmp_path, draws=2)
+    result = scansmith.evaluate(
+        prepared(tmp_path / "d", train, train[:20]), pictures(tmp_path / "f", grey(blobs(20, 2))), tmp_path, draws=2
+    )
     assert "held-out scans are themselves copies" in result["verdict"][0]
 
 
@@ -257,7 +319,9 @@ def test_slices_of_files_and_rows_of_a_dataset_are_the_same_images_the_same_way_
     for number, image in enumerate(images):
         written = Image(image.transpose(0, 2, 1)[..., None], np.diag([-1.0, -1.0, 1.0, 1.0]), "MR")
         formats.write(written, tmp_path / "f" / f"{number:03d}", "nifti", formats.Marking("test", "0", 0, number))
-    formats.write_manifest(tmp_path / "f", {"model": "ab12", "intensity": {"low": -400.0, "high": 400.0, "units": "a.u."}})
+    formats.write_manifest(
+        tmp_path / "f", {"model": "ab12", "intensity": {"low": -400.0, "high": 400.0, "units": "a.u."}}
+    )
     from_files, scans = load(open_scans(tmp_path / "f"), (40, 24))
     from_rows, _ = load(open_scans(tmp_path / "d"), (40, 24))
     np.testing.assert_array_equal(from_files, from_rows)
@@ -267,7 +331,12 @@ def test_slices_of_files_and_rows_of_a_dataset_are_the_same_images_the_same_way_
 def test_fakes_take_the_grey_levels_of_integer_scans_so_that_bit_depth_gives_nothing_away(tmp_path):
     images = blobs(4, 0) * 100 + 100
     for number, image in enumerate(images):
-        formats.write(Image(image.transpose(0, 2, 1)[..., None], np.eye(4), "OT"), tmp_path / f"{number:03d}", "png", formats.Marking("test", "0", 0, number))
+        formats.write(
+            Image(image.transpose(0, 2, 1)[..., None], np.eye(4), "OT"),
+            tmp_path / f"{number:03d}",
+            "png",
+            formats.Marking("test", "0", 0, number),
+        )
     formats.write_manifest(tmp_path, {"model": "ab12", "intensity": {"low": 0.0, "high": 200.0, "units": "a.u."}})
     rounded, _ = load(open_scans(tmp_path), (32, 32), rounded=True)
     kept, _ = load(open_scans(tmp_path), (32, 32))
@@ -280,7 +349,9 @@ def test_ct_of_a_plain_folder_is_seen_through_the_window_of_the_synthetic_scans(
     for name, scale in (("real", 1), ("fake", 2)):
         image = Image((volumes * scale)[None], np.diag([-1.0, -1.0, 1.0, 1.0]), "CT", "HU")
         formats.write(image, tmp_path / name / "scan", "dicom", formats.Marking("test", "0", 0, 0))
-    formats.write_manifest(tmp_path / "fake", {"model": "ab12", "intensity": {"low": -1024.0, "high": 1976.0, "units": "HU"}})
+    formats.write_manifest(
+        tmp_path / "fake", {"model": "ab12", "intensity": {"low": -1024.0, "high": 1976.0, "units": "HU"}}
+    )
     from scansmith.evaluate.verdict import choose_sets
 
     sets = choose_sets(tmp_path / "real", tmp_path / "fake", None, 0)
@@ -289,7 +360,9 @@ def test_ct_of_a_plain_folder_is_seen_through_the_window_of_the_synthetic_scans(
     assert ((images + 1) * 1500 - 1024).min() == pytest.approx(float(volumes.min()), abs=60)
 
 
-@pytest.mark.parametrize(("size", "expected"), [((64, 48), (64, 48)), ((512, 384), (256, 192)), ((8, 20), (16, 40)), ((512, 20), (256, 16))])
+@pytest.mark.parametrize(
+    ("size", "expected"), [((64, 48), (64, 48)), ((512, 384), (256, 192)), ((8, 20), (16, 40)), ((512, 20), (256, 16))]
+)
 def test_everything_is_compared_at_the_size_of_the_synthetic_scans_within_bounds(size, expected):
     found = compared_size(size)
     assert max(found) <= 410 and min(found) >= 16

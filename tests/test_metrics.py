@@ -69,7 +69,14 @@ def test_two_images_or_constant_ones_give_a_finite_number(name):
     metric = METRICS[name]
     flat = metric.encode(np.zeros((3, 1, 32, 32), np.float32))
     few = metric.encode(blobs(2, 0))
-    assert np.isfinite([metric.compare(flat, few), metric.compare(few, flat), metric.compare(flat, flat), metric.compare(few[:1], few[:1])]).all()
+    assert np.isfinite(
+        [
+            metric.compare(flat, few),
+            metric.compare(few, flat),
+            metric.compare(flat, flat),
+            metric.compare(few[:1], few[:1]),
+        ]
+    ).all()
 
 
 # ------------------------------------------------------------------------------------------------ random convolutions
@@ -107,8 +114,10 @@ def test_features_of_images_that_are_too_small_are_refused():
 
 
 def test_encoder_and_frechet_need_torch_and_numpy_alone():
-    code = ("import sys; import scansmith.metrics.frechet, scansmith.metrics.random_conv; "
-            "bad = {'scipy', 'skimage', 'matplotlib', 'PIL', 'sklearn'} & set(sys.modules); assert not bad, bad")
+    code = (
+        "import sys; import scansmith.metrics.frechet, scansmith.metrics.random_conv; "
+        "bad = {'scipy', 'skimage', 'matplotlib', 'PIL', 'sklearn'} & set(sys.modules); assert not bad, bad"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -215,7 +224,9 @@ def test_cooccurrence_equals_scikit_image():
 
 def test_texture_of_stripes_has_the_values_of_the_hand():
     stripes = radiomics.pair_shares(np.tile(np.array([0, 2], np.uint8), (6, 3)), 0, 1)
-    contrast, dissimilarity, homogeneity, uniformity, entropy, correlation, shade, prominence = radiomics.matrix_statistics(stripes)
+    contrast, dissimilarity, homogeneity, uniformity, entropy, correlation, shade, prominence = (
+        radiomics.matrix_statistics(stripes)
+    )
     assert (contrast, dissimilarity, homogeneity, uniformity, entropy) == pytest.approx((4.0, 2.0, 0.2, 0.5, 1.0))
     assert correlation == pytest.approx(-1.0)
     assert (shade, prominence) == pytest.approx((0.0, 0.0))
@@ -233,7 +244,9 @@ def test_features_that_are_all_but_constant_do_not_drown_the_others():
     real, fake = rng.normal(size=(50, 4)), rng.normal(size=(50, 4))
     real[:, 0] = 3.0 + 1e-12 * rng.normal(size=50)
     fake[:, 0] = 4.0
-    assert radiomics.radiomics_frechet(real, fake) == pytest.approx(radiomics.radiomics_frechet(real[:, 1:], fake[:, 1:]))
+    assert radiomics.radiomics_frechet(real, fake) == pytest.approx(
+        radiomics.radiomics_frechet(real[:, 1:], fake[:, 1:])
+    )
     fake[:, 1] = 1e6
     assert radiomics.radiomics_frechet(real, fake) < 4 * (2 * radiomics.CLIP) ** 2
 
@@ -256,7 +269,9 @@ def test_a_fresh_classifier_cannot_tell_two_halves_of_one_set_apart(monkeypatch)
 
 def test_a_fresh_classifier_sees_noise_with_a_training_set_and_with_folds(monkeypatch):
     monkeypatch.setattr(classifier, "STEPS", 70)
-    noisy = np.clip(blobs(60, 1, 16) + 0.2 * np.random.default_rng(0).normal(size=(60, 1, 16, 16)), -1, 1).astype(np.float32)
+    noisy = np.clip(blobs(60, 1, 16) + 0.2 * np.random.default_rng(0).normal(size=(60, 1, 16, 16)), -1, 1).astype(
+        np.float32
+    )
     assert classifier.accuracy(blobs(30, 0, 16), noisy, blobs(40, 2, 16)).accuracy > 0.95
     folded = classifier.accuracy(blobs(30, 0, 16), noisy, folds=2)
     assert folded.accuracy > 0.95 and folded.images == 60

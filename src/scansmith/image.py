@@ -24,8 +24,8 @@ class Image:
         modality: one of `MODALITIES`.
         units: "HU" for CT, "a.u." (arbitrary) otherwise.
         spacing_known: False when the file gave no pixel spacing and the affine holds 1 mm as a placeholder.
-        window: (low, high) that the values of a whole set lie in, when known: files that scale values then all use it.
         notes: what the reader altered, in words (for example "MONOCHROME1 inverted").
+        window: (low, high) that the values of a whole set lie in, when known: files that scale values then all use it.
     """
 
     array: np.ndarray
@@ -33,8 +33,8 @@ class Image:
     modality: str = "OT"
     units: str = "a.u."
     spacing_known: bool = True
-    window: tuple[float, float] | None = None
     notes: tuple[str, ...] = field(default=())
+    window: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.array.ndim != 4:

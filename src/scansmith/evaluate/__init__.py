@@ -6,8 +6,17 @@ from pathlib import Path
 from typing import Any
 
 
-def evaluate(real: Path, fake: Path, out: Path, *, train: Path | None = None, draws: int = 20, limit: int = 1000,
-             seed: int = 0, device: str = "auto") -> dict[str, Any]:
+def evaluate(
+    real: Path,
+    fake: Path,
+    out: Path,
+    *,
+    train: Path | None = None,
+    draws: int = 20,
+    limit: int = 1000,
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
     """Compare synthetic scans with real ones and say in words how far they can be trusted.
 
     Every number stands beside its floor: the same number for real scans that were set aside, so that the question is
@@ -33,4 +42,6 @@ def evaluate(real: Path, fake: Path, out: Path, *, train: Path | None = None, dr
     """
     from .verdict import evaluate as implementation
 
-    return implementation(Path(real), Path(fake), Path(out), None if train is None else Path(train), draws, limit, seed, device)
+    return implementation(
+        Path(real), Path(fake), Path(out), None if train is None else Path(train), draws, limit, seed, device
+    )

@@ -19,11 +19,15 @@ Features = dict[Callable[..., np.ndarray], dict[str, np.ndarray]]
 def encode(reference: np.ndarray, others: np.ndarray, fake: np.ndarray, device: torch.device) -> Features:
     """Features of all images (N, C, H, W), once for each encoder that `METRICS` names; a side without images is left out."""
     sets = {"real": reference, "fake": fake, "others": others}
-    return {encoder: {side: encoder(images, device=device) for side, images in sets.items() if len(images)}
-            for encoder in dict.fromkeys(metric.encode for metric in METRICS.values())}
+    return {
+        encoder: {side: encoder(images, device=device) for side, images in sets.items() if len(images)}
+        for encoder in dict.fromkeys(metric.encode for metric in METRICS.values())
+    }
 
 
-def compare(features: Features, draws: int, limit: int, seed: int) -> tuple[dict[str, dict[str, Any]], dict[str, str], int]:
+def compare(
+    features: Features, draws: int, limit: int, seed: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, str], int]:
     """Values of fakes against the reference and, as the floor, of other real images against the reference.
 
     Each draw takes equally many of each at random: the size of the smallest set, but at most 80 % of the fakes and of
@@ -64,7 +68,9 @@ def why_not(metric: Metric, count: int, reference: np.ndarray) -> str | None:
     return None
 
 
-def over_draws(metric: Metric, encoded: dict[str, np.ndarray], count: int, draws: int, seed: int) -> tuple[list[float], list[float]]:
+def over_draws(
+    metric: Metric, encoded: dict[str, np.ndarray], count: int, draws: int, seed: int
+) -> tuple[list[float], list[float]]:
     """The metric for each draw: (fakes against the reference, other real images against the reference)."""
     values, floors = [], []
     for draw in range(draws):
@@ -80,9 +86,15 @@ def entry(metric: Metric, values: list[float], floors: list[float], count: int) 
     """One entry of metrics.json; the caller adds the words."""
     value, floor = float(np.mean(values)), float(np.mean(floors)) if floors else None
     return {
-        "title": metric.title, "value": value, "interval": interval(values), "floor": floor,
-        "floor_interval": interval(floors) if floors else None, "ratio": ratio(value, floor), "better": metric.better,
-        "counts": {"real": count, "fake": count}, "extractor": metric.extractor,
+        "title": metric.title,
+        "value": value,
+        "interval": interval(values),
+        "floor": floor,
+        "floor_interval": interval(floors) if floors else None,
+        "ratio": ratio(value, floor),
+        "better": metric.better,
+        "counts": {"real": count, "fake": count},
+        "extractor": metric.extractor,
     }
 
 

@@ -51,7 +51,14 @@ class Copies:
         return bool(few or drawn)
 
 
-def search(fake: Nearest, real: Nearest, fake_images: np.ndarray, reference: np.ndarray, groups: np.ndarray, device: torch.device) -> Copies:
+def search(
+    fake: Nearest,
+    real: Nearest,
+    fake_images: np.ndarray,
+    reference: np.ndarray,
+    groups: np.ndarray,
+    device: torch.device,
+) -> Copies:
     """Judge synthetic images by two rules calibrated on held-out ones, which cannot be copies.
 
     More similar to a training image than 99 % of held-out images are; and nearer to it, measured by the distance to
@@ -75,16 +82,22 @@ def search(fake: Nearest, real: Nearest, fake_images: np.ndarray, reference: np.
         real_ratio = np.empty(0)
     nearer = min(HALF_AS_FAR, float(np.percentile(real_ratio, 1))) if len(real_ratio) else HALF_AS_FAR
     above = fake.similarity > threshold
-    return Copies(fake.similarity, real.similarity, threshold, above, above & (fake_ratio < nearer), fake_ratio, real_ratio)
+    return Copies(
+        fake.similarity, real.similarity, threshold, above, above & (fake_ratio < nearer), fake_ratio, real_ratio
+    )
 
 
-def nearest_in_parts(sets: list[np.ndarray], part: np.ndarray, offset: int, found: list[Nearest] | None, device: torch.device) -> list[Nearest]:
+def nearest_in_parts(
+    sets: list[np.ndarray], part: np.ndarray, offset: int, found: list[Nearest] | None, device: torch.device
+) -> list[Nearest]:
     """Go on with the search of each set for its nearest training images: `part` holds those from row `offset` on."""
     here = [nearest(images, part, device) for images in sets]
     return here if found is None else [join(earlier, now, offset) for earlier, now in zip(found, here)]
 
 
-def repeats(fake: np.ndarray, real: np.ndarray, groups: np.ndarray, seed: int, device: torch.device) -> tuple[int, int] | None:
+def repeats(
+    fake: np.ndarray, real: np.ndarray, groups: np.ndarray, seed: int, device: torch.device
+) -> tuple[int, int] | None:
     """How many synthetic images resemble another one more than 99 % of equally many real ones resemble one of another patient.
 
     Returns:
@@ -111,27 +124,53 @@ def entries(copies: Copies, seed: int) -> dict[str, dict[str, Any]]:
     real_above = copies.real > copies.threshold
 
     def quantile(title: str, q: float) -> dict[str, Any]:
-        return {"title": title, "value": float(np.percentile(copies.fake, q)), "interval": bootstrap(copies.fake, q, seed),
-                "floor": float(np.percentile(copies.real, q)), "floor_interval": bootstrap(copies.real, q, seed), "ratio": None,
-                "better": "lower", "counts": counts, "extractor": EXTRACTOR}
+        return {
+            "title": title,
+            "value": float(np.percentile(copies.fake, q)),
+            "interval": bootstrap(copies.fake, q, seed),
+            "floor": float(np.percentile(copies.real, q)),
+            "floor_interval": bootstrap(copies.real, q, seed),
+            "ratio": None,
+            "better": "lower",
+            "counts": counts,
+            "extractor": EXTRACTOR,
+        }
 
     def share(title: str, flagged: np.ndarray, floor: float, floor_interval: list[float]) -> dict[str, Any]:
-        return {"title": title, "value": float(flagged.mean()), "interval": list(wilson(int(flagged.sum()), len(flagged))), "floor": floor,
-                "floor_interval": floor_interval, "ratio": None, "better": "lower", "counts": counts, "extractor": EXTRACTOR}
+        return {
+            "title": title,
+            "value": float(flagged.mean()),
+            "interval": list(wilson(int(flagged.sum()), len(flagged))),
+            "floor": floor,
+            "floor_interval": floor_interval,
+            "ratio": None,
+            "better": "lower",
+            "counts": counts,
+            "extractor": EXTRACTOR,
+        }
 
     usual = list(wilson(int(real_above.sum()), len(real_above)))
     result = {
         "nearest_training_median": quantile("Similarity to the nearest training image, median", 50),
         "nearest_training_p99": quantile("Similarity to the nearest training image, 99th percentile", 99),
-        "above_holdout_p99": share("More similar to a training image than 99 % of held-out ones", copies.above, float(real_above.mean()), usual),
+        "above_holdout_p99": share(
+            "More similar to a training image than 99 % of held-out ones", copies.above, float(real_above.mean()), usual
+        ),
         "near_copies": share("Near copies of a training image", copies.copied, 0.0, [0.0, 0.01]),
     }
     if len(copies.real_ratio):
         value, floor = float(np.median(copies.fake_ratio)), float(np.median(copies.real_ratio))
         result["train_holdout_ratio"] = {
-            "title": "Distance to training over distance to held-out images", "value": value, "interval": bootstrap(copies.fake_ratio, 50, seed),
-            "floor": floor, "floor_interval": bootstrap(copies.real_ratio, 50, seed), "ratio": value / floor if floor > 1e-9 else None,
-            "better": "higher", "counts": counts, "extractor": EXTRACTOR}
+            "title": "Distance to training over distance to held-out images",
+            "value": value,
+            "interval": bootstrap(copies.fake_ratio, 50, seed),
+            "floor": floor,
+            "floor_interval": bootstrap(copies.real_ratio, 50, seed),
+            "ratio": value / floor if floor > 1e-9 else None,
+            "better": "higher",
+            "counts": counts,
+            "extractor": EXTRACTOR,
+        }
     return result
 
 

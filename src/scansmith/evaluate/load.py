@@ -100,8 +100,19 @@ def open_scans(root: Path, split: str | None = None) -> Scans:
     named = IntensityMap(**manifest["intensity"]) if "intensity" in manifest else None
     window = named or (ct_window(sources) if modality == "CT" else None)
     model = manifest.get("model")
-    return Scans("synthetic scans" if made else "folder of scans", np.arange(len(slices)), np.array(groups, np.int64), (j, i), channels,
-                 modality, "unknown", window, root, slices=slices, model=model if isinstance(model, str) else None)
+    return Scans(
+        "synthetic scans" if made else "folder of scans",
+        np.arange(len(slices)),
+        np.array(groups, np.int64),
+        (j, i),
+        channels,
+        modality,
+        "unknown",
+        window,
+        root,
+        slices=slices,
+        model=model if isinstance(model, str) else None,
+    )
 
 
 def of_dataset(dataset: Dataset, rows: np.ndarray) -> Scans:
@@ -112,9 +123,19 @@ def of_dataset(dataset: Dataset, rows: np.ndarray) -> Scans:
     channels, height, width = dataset.shape
     whole = len(dataset) > 0 and np.issubdtype(dataset.image(0).dtype, np.integer)
     windows = {(dataset.columns["low"][row], dataset.columns["high"][row]) for row in rows}
-    return Scans("prepared dataset", rows, groups[rows], (height, width), channels, dataset.info.get("modality", "OT"),
-                 dataset.info.get("split_level", "unknown"), dataset.intensity(int(rows[0])) if len(windows) == 1 else None,
-                 dataset.root, dataset=dataset, whole=whole)
+    return Scans(
+        "prepared dataset",
+        rows,
+        groups[rows],
+        (height, width),
+        channels,
+        dataset.info.get("modality", "OT"),
+        dataset.info.get("split_level", "unknown"),
+        dataset.intensity(int(rows[0])) if len(windows) == 1 else None,
+        dataset.root,
+        dataset=dataset,
+        whole=whole,
+    )
 
 
 def ct_window(sources: list[formats.Source], most: int = 16) -> IntensityMap | None:

@@ -19,7 +19,9 @@ def align(image: np.ndarray, mirrored: bool, shift: tuple[int, int], reduced: in
     image = image[..., ::-1] if mirrored else image
     padded = np.pad(image, ((0, 0), (abs(rows),) * 2, (abs(columns),) * 2), mode="edge")
     height, width = image.shape[-2:]
-    return padded[:, abs(rows) - rows : abs(rows) - rows + height, abs(columns) - columns : abs(columns) - columns + width]
+    return padded[
+        :, abs(rows) - rows : abs(rows) - rows + height, abs(columns) - columns : abs(columns) - columns + width
+    ]
 
 
 def draw_pairs(path: Path, pairs: list[tuple[np.ndarray, np.ndarray, str, str, float]]) -> None:
@@ -39,11 +41,17 @@ def draw_pairs(path: Path, pairs: list[tuple[np.ndarray, np.ndarray, str, str, f
     for number, (fake, train, fake_name, train_name, similarity) in enumerate(pairs):
         left, top = column_width * (number // rows), row_height * (number % rows)
         difference, largest = difference_colours(fake, train)
-        captions = (f"synthetic {fake_name}, r = {similarity:.3f}", f"training {train_name}", f"difference, up to {100 * largest:.0f} %")
+        captions = (
+            f"synthetic {fake_name}, r = {similarity:.3f}",
+            f"training {train_name}",
+            f"difference, up to {100 * largest:.0f} %",
+        )
         for place, (image, caption) in enumerate(zip((grey_or_rgb(fake), grey_or_rgb(train), difference), captions)):
             x = left + place * (width + GAP)
             pen.text((x, top + 2), caption, fill="#333333", font=font)
-            shown = Picture.fromarray(image).resize((width, height), Picture.Resampling.NEAREST if max(image.shape) < SHOWN else Picture.Resampling.BOX)
+            shown = Picture.fromarray(image).resize(
+                (width, height), Picture.Resampling.NEAREST if max(image.shape) < SHOWN else Picture.Resampling.BOX
+            )
             sheet.paste(shown, (x, top + CAPTION))
             pen.rectangle((x, top + CAPTION, x + width - 1, top + CAPTION + height - 1), outline="#cccccc")
     sheet.save(path, format="PNG")

@@ -45,7 +45,9 @@ class Sets:
     split: str
 
 
-def evaluate(real: Path, fake: Path, out: Path, train: Path | None, draws: int, limit: int, seed: int, device_name: str) -> dict[str, Any]:
+def evaluate(
+    real: Path, fake: Path, out: Path, train: Path | None, draws: int, limit: int, seed: int, device_name: str
+) -> dict[str, Any]:
     """See `scansmith.evaluate`."""
     if draws < 1 or limit < 2:
         raise ValueError(f"expected draws of at least 1 and a limit of at least 2, got draws={draws}, limit={limit}")
@@ -59,7 +61,8 @@ def evaluate(real: Path, fake: Path, out: Path, train: Path | None, draws: int, 
         fakes, fake_scans = loaded(sets.fake.sample(most, seed, "fake"), size, "synthetic", rounded)
         others, other_scans = load(sets.others.sample(most, seed, "others"), size)
         progress.update(1, "scans read")
-        features = encode(*(at_random(images, ENCODED, seed) for images in (reference, others, fakes)), device)
+        seen = [at_random(images, ENCODED, seed) for images in (reference, others, fakes)]
+        features = encode(seen[0], seen[1], seen[2], device)
         entries, reasons, count = compare(features, draws, limit, seed)
         held_out = "your held-out scans" if sets.split == "holdout" else "your real scans"
         for name, entry in entries.items():
@@ -69,20 +72,37 @@ def evaluate(real: Path, fake: Path, out: Path, train: Path | None, draws: int, 
         progress.update(3, judged)
         repeated = copies.repeats(fakes, others, other_scans.groups, seed, device)
         add_repeats(repeated, entries, reasons)
-        found, pairs = search_copies(sets, size, reference, reference_scans, fakes, fake_scans, seed, device, entries, reasons, out)
+        found, pairs = search_copies(
+            sets, size, reference, reference_scans, fakes, fake_scans, seed, device, entries, reasons, out
+        )
         progress.update(5)
     looks = features[radiomics.features]
     drifted = words.drifted_features(looks["real"], looks["fake"], radiomics.NAMES)
     correlated = any(len(np.unique(scans.groups)) < len(scans) for scans in (sets.reference, sets.others))
     result = {
-        "version": version("scansmith"), "seed": seed, "created": date.today().isoformat(),
-        "real": {"count": len(sets.reference), "split": sets.split, "split_level": sets.reference.split_level, "source": sets.reference.origin},
+        "version": version("scansmith"),
+        "seed": seed,
+        "created": date.today().isoformat(),
+        "real": {
+            "count": len(sets.reference),
+            "split": sets.split,
+            "split_level": sets.reference.split_level,
+            "source": sets.reference.origin,
+        },
         "train": {"count": len(sets.train)} if sets.train is not None else None,
         "fake": {"count": len(sets.fake), "model": sets.fake.model},
-        "size": list(size), "channels": sets.fake.channels, "compared_per_draw": count, "draws": draws,
-        "metrics": entries, "not_computed": reasons, "nearest": pairs, "nearest_picture": "nearest.png" if pairs else None,
+        "size": list(size),
+        "channels": sets.fake.channels,
+        "compared_per_draw": count,
+        "draws": draws,
+        "metrics": entries,
+        "not_computed": reasons,
+        "nearest": pairs,
+        "nearest_picture": "nearest.png" if pairs else None,
         "verdict": words.verdict(entries, found, repeated, drifted, count),
-        "not_checked": words.not_checked(size, sets.fake.size, correlated, sets.reference.split_level, sets.train is None, found),
+        "not_checked": words.not_checked(
+            size, sets.fake.size, correlated, sets.reference.split_level, sets.train is None, found
+        ),
     }
     write_json(out / "metrics.json", result)
     return result
@@ -110,14 +130,26 @@ def choose_sets(real: Path, fake: Path, train: Path | None, seed: int) -> Sets:
             raise ValueError(f"expected scans to compare in {name}, found none")
     for scans, name in ((reference, real), (others, train or real)):
         if scans.channels != synthetic.channels:
-            raise ValueError(f"expected the same channels on both sides, found {scans.channels} in {name} and {synthetic.channels} in {fake}: convert one of them (grey or RGB)")
-    return Sets(same_window(reference, synthetic), same_window(others, synthetic), learned and same_window(learned, synthetic),
-                same_window(synthetic, reference), split)
+            raise ValueError(
+                f"expected the same channels on both sides, found {scans.channels} in {name} and {synthetic.channels} in {fake}: convert one of them (grey or RGB)"
+            )
+    return Sets(
+        same_window(reference, synthetic),
+        same_window(others, synthetic),
+        learned and same_window(learned, synthetic),
+        same_window(synthetic, reference),
+        split,
+    )
 
 
 def same_window(scans: Scans, partner: Scans) -> Scans:
     """CT of a plain folder takes the window of its partner: HU mean the same on both sides."""
-    if scans.origin == "folder of scans" and scans.modality == "CT" and partner.window is not None and partner.window.units == "HU":
+    if (
+        scans.origin == "folder of scans"
+        and scans.modality == "CT"
+        and partner.window is not None
+        and partner.window.units == "HU"
+    ):
         return replace(scans, window=partner.window)
     return scans
 
@@ -149,7 +181,9 @@ def loaded(scans: Scans, size: tuple[int, int], kind: str, rounded: bool) -> tup
     """
     images, kept = load(scans, size, rounded)
     if len(images) == 0:
-        raise ValueError(f"expected readable {kind} scans, found that none of {len(scans)} can be read: check the files")
+        raise ValueError(
+            f"expected readable {kind} scans, found that none of {len(scans)} can be read: check the files"
+        )
     return images, kept
 
 
@@ -160,8 +194,15 @@ def at_random(images: np.ndarray, pixels: int, seed: int) -> np.ndarray:
     return images if len(images) <= most else images[rng.choice(len(images), most, replace=False)]
 
 
-def classify(reference: np.ndarray, others: np.ndarray, fakes: np.ndarray, seed: int, device: torch.device,
-             entries: words.Entries, reasons: dict[str, str]) -> str:
+def classify(
+    reference: np.ndarray,
+    others: np.ndarray,
+    fakes: np.ndarray,
+    seed: int,
+    device: torch.device,
+    entries: words.Entries,
+    reasons: dict[str, str],
+) -> str:
     """Add the entry of the fresh classifier, or the reason against it; returns words for the progress bar."""
     if min(len(reference), len(fakes) // 2) < 8:
         reasons["classifier"] = f"needs 8 held-out and 16 synthetic scans, here are {len(reference)} and {len(fakes)}"
@@ -169,9 +210,17 @@ def classify(reference: np.ndarray, others: np.ndarray, fakes: np.ndarray, seed:
     real, fake, learned = reference[:CLASSIFIED], fakes[: 2 * CLASSIFIED], others[:CLASSIFIED]
     judged = classifier.accuracy(real, fake, learned if len(learned) >= 20 else None, seed=seed, device=device)
     entries["classifier"] = {
-        "title": "A fresh classifier's accuracy", "value": judged.accuracy, "interval": list(judged.interval), "floor": 0.5, "floor_interval": None,
-        "ratio": None, "better": "chance", "counts": {"real": judged.images // 2, "fake": judged.images // 2}, "extractor": classifier.EXTRACTOR,
-        "words": words.classifier_words(judged)}
+        "title": "A fresh classifier's accuracy",
+        "value": judged.accuracy,
+        "interval": list(judged.interval),
+        "floor": 0.5,
+        "floor_interval": None,
+        "ratio": None,
+        "better": "chance",
+        "counts": {"real": judged.images // 2, "fake": judged.images // 2},
+        "extractor": classifier.EXTRACTOR,
+        "words": words.classifier_words(judged),
+    }
     return f"real or synthetic: {words.percent(judged.accuracy)} told apart"
 
 
@@ -182,13 +231,32 @@ def add_repeats(repeated: tuple[int, int] | None, entries: words.Entries, reason
         return
     hits, count = repeated
     entries["repeats"] = {
-        "title": "Synthetic scans that repeat each other", "value": hits / count, "interval": list(wilson(hits, count)), "floor": 0.01,
-        "floor_interval": None, "ratio": None, "better": "lower", "counts": {"real": count, "fake": count}, "extractor": EXTRACTOR,
-        "words": f"{hits:,} of {count:,} synthetic scans resemble another one more than 99 % of equally many real scans resemble one of another patient."}
+        "title": "Synthetic scans that repeat each other",
+        "value": hits / count,
+        "interval": list(wilson(hits, count)),
+        "floor": 0.01,
+        "floor_interval": None,
+        "ratio": None,
+        "better": "lower",
+        "counts": {"real": count, "fake": count},
+        "extractor": EXTRACTOR,
+        "words": f"{hits:,} of {count:,} synthetic scans resemble another one more than 99 % of equally many real scans resemble one of another patient.",
+    }
 
 
-def search_copies(sets: Sets, size: tuple[int, int], reference: np.ndarray, reference_scans: Scans, fakes: np.ndarray, fake_scans: Scans, seed: int,
-                  device: torch.device, entries: words.Entries, reasons: dict[str, str], out: Path) -> tuple[copies.Copies | None, list[dict[str, Any]]]:
+def search_copies(
+    sets: Sets,
+    size: tuple[int, int],
+    reference: np.ndarray,
+    reference_scans: Scans,
+    fakes: np.ndarray,
+    fake_scans: Scans,
+    seed: int,
+    device: torch.device,
+    entries: words.Entries,
+    reasons: dict[str, str],
+    out: Path,
+) -> tuple[copies.Copies | None, list[dict[str, Any]]]:
     """Search all training scans, part by part, for the nearest of each synthetic and held-out scan; draw the closest pairs."""
     if sets.train is None:
         reasons["near_copies"] = "no training scans were given: name them with --train"
@@ -213,13 +281,28 @@ def search_copies(sets: Sets, size: tuple[int, int], reference: np.ndarray, refe
     positions = copies.closest(found[0])
     train_rows = rows[found[0].rows[positions]]
     draw_closest(out, found[0], positions, fakes, fake_scans, train, train_rows, size)
-    pairs = [{"fake": int(fake_scans.rows[position]), "file": fake_scans.file(int(position)), "train": int(row), "similarity": float(found[0].similarity[position])}
-             for position, row in zip(positions, train_rows)]
+    pairs = [
+        {
+            "fake": int(fake_scans.rows[position]),
+            "file": fake_scans.file(int(position)),
+            "train": int(row),
+            "similarity": float(found[0].similarity[position]),
+        }
+        for position, row in zip(positions, train_rows)
+    ]
     return judged, pairs
 
 
-def draw_closest(out: Path, found: Nearest, positions: np.ndarray, fakes: np.ndarray, fake_scans: Scans, train: Scans, train_rows: np.ndarray,
-                 size: tuple[int, int]) -> None:
+def draw_closest(
+    out: Path,
+    found: Nearest,
+    positions: np.ndarray,
+    fakes: np.ndarray,
+    fake_scans: Scans,
+    train: Scans,
+    train_rows: np.ndarray,
+    size: tuple[int, int],
+) -> None:
     """Write nearest.png; the training images are read once more, as the search keeps none."""
     from .picture import align, draw_pairs
 
@@ -229,6 +312,13 @@ def draw_closest(out: Path, found: Nearest, positions: np.ndarray, fakes: np.nda
         rows, columns = (int(step) for step in found.shift[position])
         aligned = align(image[0], bool(found.mirrored[position]), (rows, columns), SIZE)
         moved = ", mirrored" if found.mirrored[position] else ""
-        pairs.append((fakes[position], aligned, str(fake_scans.rows[position]), f"{row}{moved}", float(found.similarity[position])))
+        pairs.append(
+            (
+                fakes[position],
+                aligned,
+                str(fake_scans.rows[position]),
+                f"{row}{moved}",
+                float(found.similarity[position]),
+            )
+        )
     write_atomic(out / "nearest.png", lambda path: draw_pairs(path, pairs))
-

@@ -35,9 +35,16 @@ def metric_words(name: str, entry: dict[str, Any], held_out: str) -> str:
     """One sentence for an entry that `compare` made."""
     value, floor, numbers = entry["value"], entry["floor"], f"{entry['title']}: {entry['value']:.3g}"
     if entry["better"] == "lower":
-        what = {"random_conv_frechet": "", "radiomics_frechet": " in grey values, noise and texture"}.get(name, f" by {entry['title']}")
+        what = {"random_conv_frechet": "", "radiomics_frechet": " in grey values, noise and texture"}.get(
+            name, f" by {entry['title']}"
+        )
         if entry["ratio"] is None:
-            compared = "not at all" if value < 1e-9 else "measurably" + (" while two sets of your real scans do not differ at all" if floor is not None else "")
+            compared = (
+                "not at all"
+                if value < 1e-9
+                else "measurably"
+                + (" while two sets of your real scans do not differ at all" if floor is not None else "")
+            )
             return f"The synthetic scans differ from {held_out}{what} {compared} ({numbers})."
         return f"The synthetic scans differ from {held_out}{what} {times(entry['ratio'])} two sets of your real scans differ from each other ({numbers} against {floor:.3g})."
     beside = "" if floor is None else f" (two sets of your real scans: {percent(floor)})"
@@ -45,8 +52,12 @@ def metric_words(name: str, entry: dict[str, Any], held_out: str) -> str:
         "precision": f"{percent(value)} of them lie within what real scans look like{beside}.",
         "recall": f"They cover {percent(value)} of the variety of the real scans{beside}.",
         "coverage": f"{percent(value)} of the real scans have a synthetic scan of their kind{beside}.",
-        "density": f"They lie {value:.2f} times as densely among the real scans as these do themselves" + ("." if floor is None else f" (other real scans: {floor:.2f})."),
-    }.get(name, f"{entry['title']}: {value:.3g}" + ("." if floor is None else f" (two sets of your real scans: {floor:.3g})."))
+        "density": f"They lie {value:.2f} times as densely among the real scans as these do themselves"
+        + ("." if floor is None else f" (other real scans: {floor:.2f})."),
+    }.get(
+        name,
+        f"{entry['title']}: {value:.3g}" + ("." if floor is None else f" (two sets of your real scans: {floor:.3g})."),
+    )
 
 
 def classifier_words(verdict: Verdict) -> str:
@@ -55,7 +66,9 @@ def classifier_words(verdict: Verdict) -> str:
     found = f"A fresh classifier tells real from synthetic in {percent(verdict.accuracy)} of cases (50 % = cannot tell; 95 % interval {percent(low)} to {percent(high)})"
     if low > 0.5:
         return found + "."
-    return found + (": it cannot tell them apart." if high - low < 0.15 else ": not enough scans to say whether it can.")
+    return found + (
+        ": it cannot tell them apart." if high - low < 0.15 else ": not enough scans to say whether it can."
+    )
 
 
 def copy_words(entries: Entries, copies: Copies, searched: int) -> None:
@@ -82,11 +95,19 @@ def memorising(copies: Copies | None) -> str:
         return "ALARM: some held-out scans are themselves copies of training scans, so that a copy made by the model cannot be told from them: remove duplicates or split by patient, then evaluate again."
     count, all_of_them = int(copies.copied.sum()), len(copies.copied)
     if copies.alarm:
-        found = f"{count:,} of {all_of_them:,} synthetic scans ({percent(count / all_of_them)}) are near copies of single training scans" if count else "the synthetic scans lie much nearer to training scans than to held-out ones"
+        found = (
+            f"{count:,} of {all_of_them:,} synthetic scans ({percent(count / all_of_them)}) are near copies of single training scans"
+            if count
+            else "the synthetic scans lie much nearer to training scans than to held-out ones"
+        )
         return f"ALARM, memorising: {found}. Do not share these scans before looking at the closest pairs and removing the copies."
     if count:
         return f"No sign of wholesale memorising, but {is_are(count, 'synthetic scan')} close to a single training scan: look at the closest pairs before sharing."
-    few = "" if len(copies.real) >= 50 else f" Only {len(copies.real)} held-out scans calibrate this search, so it is a weak one."
+    few = (
+        ""
+        if len(copies.real) >= 50
+        else f" Only {len(copies.real)} held-out scans calibrate this search, so it is a weak one."
+    )
     return f"No sign of memorising: none of {all_of_them:,} synthetic scans is nearer to a training scan than held-out scans are by chance.{few}"
 
 
@@ -95,10 +116,19 @@ def collapse(entries: Entries, repeated: tuple[int, int] | None) -> str | None:
     reasons = []
     for name, what in (("recall", "reach"), ("coverage", "cover")):
         entry = entries.get(name)
-        if entry and entry["floor"] is not None and entry["interval"][1] < entry["floor_interval"][0] and entry["value"] < 0.5 * entry["floor"]:
-            reasons.append(f"they {what} {percent(entry['value'])} of the real variety where real scans {what} {percent(entry['floor'])}")
+        if (
+            entry
+            and entry["floor"] is not None
+            and entry["interval"][1] < entry["floor_interval"][0]
+            and entry["value"] < 0.5 * entry["floor"]
+        ):
+            reasons.append(
+                f"they {what} {percent(entry['value'])} of the real variety where real scans {what} {percent(entry['floor'])}"
+            )
     if repeated is not None and repeated[0] > 0.1 * repeated[1]:
-        reasons.append(f"{repeated[0]:,} of {repeated[1]:,} resemble another synthetic scan more than real scans of different patients resemble each other")
+        reasons.append(
+            f"{repeated[0]:,} of {repeated[1]:,} resemble another synthetic scan more than real scans of different patients resemble each other"
+        )
     return f"ALARM, little variety: {'; '.join(reasons)}." if reasons else None
 
 
@@ -111,19 +141,34 @@ def tell_tale(entries: Entries, drifted: list[str]) -> str | None:
     return f"ALARM, tell-tale: grey values, noise or texture differ from the real scans {times(entry['ratio'])} two sets of real scans differ.{most}"
 
 
-def verdict(entries: Entries, copies: Copies | None, repeated: tuple[int, int] | None, drifted: list[str], count: int) -> list[str]:
+def verdict(
+    entries: Entries, copies: Copies | None, repeated: tuple[int, int] | None, drifted: list[str], count: int
+) -> list[str]:
     """The sentences of the verdict, alarms first."""
     memory = memorising(copies)
-    alarms = [sentence for sentence in (memory, collapse(entries, repeated), tell_tale(entries, drifted)) if sentence and sentence.startswith("ALARM")]
+    alarms = [
+        sentence
+        for sentence in (memory, collapse(entries, repeated), tell_tale(entries, drifted))
+        if sentence and sentence.startswith("ALARM")
+    ]
     order = ("classifier", "random_conv_frechet", "radiomics_frechet", "recall", "precision")
     found = [entries[name]["words"] for name in order if name in entries]
     sentences = alarms + found + ([memory] if memory not in alarms else [])
     if count < 50:
-        sentences.append(f"Only {is_are(count, 'scan')} compared with equally many at a time: the numbers are rough, and small differences cannot be seen.")
+        sentences.append(
+            f"Only {is_are(count, 'scan')} compared with equally many at a time: the numbers are rough, and small differences cannot be seen."
+        )
     return sentences
 
 
-def not_checked(size: tuple[int, int], native: tuple[int, int], correlated: bool, split_level: str, halved: bool, copies: Copies | None) -> list[str]:
+def not_checked(
+    size: tuple[int, int],
+    native: tuple[int, int],
+    correlated: bool,
+    split_level: str,
+    halved: bool,
+    copies: Copies | None,
+) -> list[str]:
     """What this evaluation cannot tell."""
     sentences = [
         "Usefulness: whether a model trained with these scans does better on real patients.",
@@ -133,13 +178,22 @@ def not_checked(size: tuple[int, int], native: tuple[int, int], correlated: bool
         "Another training: the intervals cover which scans were compared, not how a second training would turn out.",
     ]
     if copies is not None:
-        sentences.append("Hidden copies: scans are compared as wholes, mirrored and moved by up to 2 in 64 pixels; a rotated, cropped, warped or partial copy can be missed, and none found does not prove that nobody can be recognised.")
+        sentences.append(
+            "Hidden copies: scans are compared as wholes, mirrored and moved by up to 2 in 64 pixels; a rotated, cropped, warped or partial copy can be missed, and none found does not prove that nobody can be recognised."
+        )
     if size != native:
-        sentences.append(f"Fine detail: scans of {native[0]} x {native[1]} pixels were compared at {size[0]} x {size[1]}.")
+        sentences.append(
+            f"Fine detail: scans of {native[0]} x {native[1]} pixels were compared at {size[0]} x {size[1]}."
+        )
     if correlated:
-        sentences.append("Correlated scans: several come from one patient but were drawn as if independent, so the intervals are too narrow.")
+        sentences.append(
+            "Correlated scans: several come from one patient but were drawn as if independent, so the intervals are too narrow."
+        )
     if split_level != "patient":
-        sentences.append("Patients: it is not known that training and held-out scans come from different patients, which would flatter the scans" + (" and the floor." if halved else " and hide copies."))
+        sentences.append(
+            "Patients: it is not known that training and held-out scans come from different patients, which would flatter the scans"
+            + (" and the floor." if halved else " and hide copies.")
+        )
     return sentences
 
 

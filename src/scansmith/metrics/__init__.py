@@ -38,17 +38,31 @@ class Metric(NamedTuple):
     words: str
 
 
-def _random_conv(title: str, compare: Callable[[np.ndarray, np.ndarray], float], better: Literal["lower", "higher"], least: int, words: str) -> Metric:
+def _random_conv(
+    title: str,
+    compare: Callable[[np.ndarray, np.ndarray], float],
+    better: Literal["lower", "higher"],
+    least: int,
+    words: str,
+) -> Metric:
     return Metric(title, compare, random_conv.features, random_conv.EXTRACTOR, better, least, words)
 
 
 METRICS: dict[str, Metric] = {
     "random_conv_frechet": _random_conv("Random-conv Fréchet distance", frechet, "lower", 2, "overall look"),
     "radiomics_frechet": Metric(
-        "Radiomics Fréchet distance", radiomics.radiomics_frechet, radiomics.features, radiomics.EXTRACTOR, "lower", 2,
-        "grey values, noise and texture"),
+        "Radiomics Fréchet distance",
+        radiomics.radiomics_frechet,
+        radiomics.features,
+        radiomics.EXTRACTOR,
+        "lower",
+        2,
+        "grey values, noise and texture",
+    ),
     "precision": _random_conv("Precision", prdc.precision, "higher", 10, "are as realistic as real ones"),
     "recall": _random_conv("Recall", prdc.recall, "higher", 10, "of the variety of the real scans is reached"),
     "density": _random_conv("Density", prdc.density, "higher", 10, "how densely they lie among the real scans"),
-    "coverage": _random_conv("Coverage", prdc.coverage, "higher", 10, "of the real scans have a synthetic one of their kind"),
+    "coverage": _random_conv(
+        "Coverage", prdc.coverage, "higher", 10, "of the real scans have a synthetic one of their kind"
+    ),
 }

@@ -29,8 +29,14 @@ class Verdict(NamedTuple):
     images: int
 
 
-def accuracy(real: np.ndarray, fake: np.ndarray, train: np.ndarray | None = None, folds: int = 3, seed: int = 0,
-             device: torch.device | str = "cpu") -> Verdict:
+def accuracy(
+    real: np.ndarray,
+    fake: np.ndarray,
+    train: np.ndarray | None = None,
+    folds: int = 2,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Verdict:
     """Train a small CNN to tell real from fake and count how often it is right on held-out images.
 
     Args:
@@ -59,13 +65,17 @@ def accuracy(real: np.ndarray, fake: np.ndarray, train: np.ndarray | None = None
         learned = min(len(train), len(fake) - tested)
         real, train = real[rng.permutation(len(real))[:tested]], train[rng.permutation(len(train))[:learned]]
         rounds = [(train, fake[tested : tested + learned], real, fake[:tested])]
-    right = sum(train_and_test(*sets, seed=derive_seed(seed, "fold", k), device=torch.device(device)) for k, sets in enumerate(rounds))
+    right = sum(
+        train_and_test(*sets, seed=derive_seed(seed, "fold", k), device=torch.device(device))
+        for k, sets in enumerate(rounds)
+    )
     count = sum(len(real_test) + len(fake_test) for _, _, real_test, fake_test in rounds)
     return Verdict(right / count, wilson(right, count), count)
 
 
-def train_and_test(real: np.ndarray, fake: np.ndarray, real_test: np.ndarray, fake_test: np.ndarray, seed: int,
-                   device: torch.device) -> int:
+def train_and_test(
+    real: np.ndarray, fake: np.ndarray, real_test: np.ndarray, fake_test: np.ndarray, seed: int, device: torch.device
+) -> int:
     """Number of test images that a CNN trained on equally many `real` and `fake` names correctly."""
     generator = torch.Generator().manual_seed(seed)
     images = views(np.concatenate([real, fake]), device)
@@ -76,8 +86,12 @@ def train_and_test(real: np.ndarray, fake: np.ndarray, real_test: np.ndarray, fa
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=STEPS)
     for _ in range(STEPS):
         # As many of either class in every batch; mirrored at random, so that the CNN cannot learn images by heart.
-        rows = torch.cat([torch.randint(len(real), (BATCH // 2,), generator=generator),
-                          torch.randint(len(real), len(images), (BATCH // 2,), generator=generator)]).to(device)
+        rows = torch.cat(
+            [
+                torch.randint(len(real), (BATCH // 2,), generator=generator),
+                torch.randint(len(real), len(images), (BATCH // 2,), generator=generator),
+            ]
+        ).to(device)
         batch = images[rows]
         mirrored = torch.rand(BATCH, generator=generator).to(device) < 0.5
         batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
@@ -109,7 +123,11 @@ def views(images: np.ndarray, device: torch.device) -> torch.Tensor:
 def build(channels: int, halved: bool, generator: torch.Generator) -> nn.Sequential:
     """A CNN of four convolutions; the first halves the resolution when asked to."""
     stride = 2 if halved else 1
-    layers: list[nn.Module] = [nn.Conv2d(channels, 24, 2 * stride + 1, stride, stride), nn.BatchNorm2d(24), nn.LeakyReLU(0.2)]
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, 24, 2 * stride + 1, stride, stride),
+        nn.BatchNorm2d(24),
+        nn.LeakyReLU(0.2),
+    ]
     for fan_in, width in ((24, 32), (32, 64), (64, 96)):
         layers += [nn.Conv2d(fan_in, width, 3, 2, 1), nn.BatchNorm2d(width), nn.LeakyReLU(0.2)]
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 1))

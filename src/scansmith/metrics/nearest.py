@@ -39,8 +39,13 @@ def reduce(images: np.ndarray) -> np.ndarray:
     return _area(torch.from_numpy(np.ascontiguousarray(images, np.float32)), SIZE).numpy()
 
 
-def nearest(images: np.ndarray, others: np.ndarray, device: torch.device | str = "cpu", groups: np.ndarray | None = None,
-            chunk: int = 1024) -> Nearest:
+def nearest(
+    images: np.ndarray,
+    others: np.ndarray,
+    device: torch.device | str = "cpu",
+    groups: np.ndarray | None = None,
+    chunk: int = 1024,
+) -> Nearest:
     """Find the most similar of `others` for each of `images`.
 
     Two passes: at 32 pixels over shifts of one pixel and mirror images, then the three best of either at 64 over shifts
@@ -61,8 +66,11 @@ def nearest(images: np.ndarray, others: np.ndarray, device: torch.device | str =
         b_small = _area(b, SEARCH_SIZE)
         for start in range(0, len(a), chunk):
             rows, small = a[start : start + chunk], _area(a[start : start + chunk], SEARCH_SIZE)
-            candidates = [(mirrored, row) for mirrored, query in ((False, small), (True, small.flip(-1)))
-                          for row in _candidates(query, b_small, own, start, chunk).T]
+            candidates = [
+                (mirrored, row)
+                for mirrored, query in ((False, small), (True, small.flip(-1)))
+                for row in _candidates(query, b_small, own, start, chunk).T
+            ]
             found.append(_refine(rows, b, candidates))
     return Nearest(*(np.concatenate(column) for column in zip(*found)))
 
@@ -71,8 +79,12 @@ def join(first: Nearest, second: Nearest, offset: int) -> Nearest:
     """The nearer of two searches over parts of the others; rows of the second part begin at `offset`."""
     better = second.similarity > first.similarity
     moved = np.where(better[:, None], second.shift, first.shift)
-    return Nearest(np.where(better, second.rows + offset, first.rows), np.where(better, second.similarity, first.similarity),
-                   np.where(better, second.mirrored, first.mirrored), moved)
+    return Nearest(
+        np.where(better, second.rows + offset, first.rows),
+        np.where(better, second.similarity, first.similarity),
+        np.where(better, second.mirrored, first.mirrored),
+        moved,
+    )
 
 
 def _area(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -81,7 +93,9 @@ def _area(images: torch.Tensor, size: int) -> torch.Tensor:
     if max(height, width) <= size:
         return images
     scale = size / max(height, width)
-    return functional.interpolate(images, size=(max(8, round(height * scale)), max(8, round(width * scale))), mode="area")
+    return functional.interpolate(
+        images, size=(max(8, round(height * scale)), max(8, round(width * scale))), mode="area"
+    )
 
 
 def _unit(windows: torch.Tensor) -> torch.Tensor:
@@ -96,11 +110,15 @@ def _unit(windows: torch.Tensor) -> torch.Tensor:
 def _moved(images: torch.Tensor, reach: int) -> list[tuple[int, int, torch.Tensor]]:
     """(rows, columns, window) for every shift: the interior as it looks after that move."""
     height, width = images.shape[-2:]
-    return [(dy, dx, images[..., reach - dy : height - reach - dy, reach - dx : width - reach - dx])
-            for dy, dx in product(range(-reach, reach + 1), repeat=2)]
+    return [
+        (dy, dx, images[..., reach - dy : height - reach - dy, reach - dx : width - reach - dx])
+        for dy, dx in product(range(-reach, reach + 1), repeat=2)
+    ]
 
 
-def _candidates(images: torch.Tensor, others: torch.Tensor, own: torch.Tensor | None, first: int, chunk: int) -> torch.Tensor:
+def _candidates(
+    images: torch.Tensor, others: torch.Tensor, own: torch.Tensor | None, first: int, chunk: int
+) -> torch.Tensor:
     """(N, k) rows of the k others that look nearest at 32 pixels, best first; -1 for none.
 
     `own` has the group of every image; images[0] is row `first` of it.

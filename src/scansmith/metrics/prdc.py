@@ -39,8 +39,12 @@ def radii(features: np.ndarray, chunk: int = 1024) -> np.ndarray:
     """(N,) distance of each row of (N, d) features to its k-th nearest other row; 0 for a single row."""
     k = min(neighbours(features), len(features) - 1)
     # Position k of the sorted row: position 0 is the row itself.
-    return np.concatenate([np.partition(distances(features[start : start + chunk], features), k, axis=1)[:, k]
-                           for start in range(0, len(features), chunk)])
+    return np.concatenate(
+        [
+            np.partition(distances(features[start : start + chunk], features), k, axis=1)[:, k]
+            for start in range(0, len(features), chunk)
+        ]
+    )
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

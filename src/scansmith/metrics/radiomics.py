@@ -18,12 +18,35 @@ LEVELS = 32
 OFFSETS = (1, 2, 4)
 EXTRACTOR = "41 radiomics (first-order and GLCM)"
 CLIP = 8.0
-_STATISTICS = ("contrast", "dissimilarity", "homogeneity", "uniformity", "entropy", "correlation", "cluster shade", "cluster prominence")
+_STATISTICS = (
+    "contrast",
+    "dissimilarity",
+    "homogeneity",
+    "uniformity",
+    "entropy",
+    "correlation",
+    "cluster shade",
+    "cluster prominence",
+)
 # What each feature is called in a sentence, in the order of `features`.
 NAMES = (
-    "mean grey value", "standard deviation", "skewness", "kurtosis", "darkest value", "10th percentile", "25th percentile", "median",
-    "75th percentile", "90th percentile", "brightest value", "interquartile range", "mean absolute deviation",
-    "robust mean absolute deviation", "median absolute deviation", "grey value entropy", "grey value uniformity",
+    "mean grey value",
+    "standard deviation",
+    "skewness",
+    "kurtosis",
+    "darkest value",
+    "10th percentile",
+    "25th percentile",
+    "median",
+    "75th percentile",
+    "90th percentile",
+    "brightest value",
+    "interquartile range",
+    "mean absolute deviation",
+    "robust mean absolute deviation",
+    "median absolute deviation",
+    "grey value entropy",
+    "grey value uniformity",
     *(f"texture {name} at {offset} px" for offset in OFFSETS for name in _STATISTICS),
 )
 
@@ -34,7 +57,9 @@ def features(images: np.ndarray, device: object = None) -> np.ndarray:
     About 2 ms an image of 64 pixels. `device` is ignored: every encoder is called alike.
     """
     grey = np.clip(np.asarray(images, np.float64).mean(axis=1), -1.0, 1.0)
-    return np.array([np.concatenate([first_order(image), co_occurrence(image)]) for image in grey]).reshape(len(grey), 41)
+    return np.array([np.concatenate([first_order(image), co_occurrence(image)]) for image in grey]).reshape(
+        len(grey), 41
+    )
 
 
 def first_order(image: np.ndarray) -> np.ndarray:
@@ -45,18 +70,39 @@ def first_order(image: np.ndarray) -> np.ndarray:
     low, p10, p25, median, p75, p90, high = np.percentile(values, (0, 10, 25, 50, 75, 90, 100))
     middle = values[(values >= p10) & (values <= p90)]
     share = np.bincount(quantise(values), minlength=LEVELS) / values.size
-    return np.array([
-        mean, deviation, (centred**3).mean(), (centred**4).mean(), low, p10, p25, median, p75, p90, high, p75 - p25,
-        np.abs(values - mean).mean(), np.abs(middle - middle.mean()).mean(), np.abs(values - median).mean(),
-        entropy(share), (share**2).sum()])
+    return np.array(
+        [
+            mean,
+            deviation,
+            (centred**3).mean(),
+            (centred**4).mean(),
+            low,
+            p10,
+            p25,
+            median,
+            p75,
+            p90,
+            high,
+            p75 - p25,
+            np.abs(values - mean).mean(),
+            np.abs(middle - middle.mean()).mean(),
+            np.abs(values - median).mean(),
+            entropy(share),
+            (share**2).sum(),
+        ]
+    )
 
 
 def co_occurrence(image: np.ndarray) -> np.ndarray:
     """8 statistics of the grey level co-occurrence matrix of one (H, W) image at 1, 2 and 4 pixels (IBSI 3.6), 24 in all."""
     levels = quantise(image)
     directions = ((0, 1), (1, 1), (1, 0), (1, -1))
-    return np.concatenate([
-        matrix_statistics(np.mean([pair_shares(levels, offset * dy, offset * dx) for dy, dx in directions], axis=0)) for offset in OFFSETS])
+    return np.concatenate(
+        [
+            matrix_statistics(np.mean([pair_shares(levels, offset * dy, offset * dx) for dy, dx in directions], axis=0))
+            for offset in OFFSETS
+        ]
+    )
 
 
 def pair_shares(levels: np.ndarray, dy: int, dx: int) -> np.ndarray:
@@ -77,11 +123,19 @@ def matrix_statistics(matrix: np.ndarray) -> np.ndarray:
     variance = marginal @ (level - mean) ** 2
     covariance = (level - mean) @ matrix @ (level - mean)
     total = level[:, None] + level[None, :] - 2.0 * mean
-    return np.array([
-        (matrix * step**2).sum(), (matrix * step).sum(), (matrix / (1.0 + step**2)).sum(), (matrix**2).sum(), entropy(matrix),
-        # A flat image correlates perfectly with itself (IBSI leaves it undefined).
-        covariance / variance if variance > 1e-12 else 1.0,
-        np.cbrt((matrix * total**3).sum()), ((matrix * total**4).sum()) ** 0.25])
+    return np.array(
+        [
+            (matrix * step**2).sum(),
+            (matrix * step).sum(),
+            (matrix / (1.0 + step**2)).sum(),
+            (matrix**2).sum(),
+            entropy(matrix),
+            # A flat image correlates perfectly with itself (IBSI leaves it undefined).
+            covariance / variance if variance > 1e-12 else 1.0,
+            np.cbrt((matrix * total**3).sum()),
+            ((matrix * total**4).sum()) ** 0.25,
+        ]
+    )
 
 
 def quantise(values: np.ndarray) -> np.ndarray:

@@ -48,12 +48,18 @@ def features(images: np.ndarray | torch.Tensor, batch: int = 64, device: torch.d
         ValueError: the images are not (N, C, H, W) or are smaller than 16 pixels.
     """
     if images.ndim != 4 or min(images.shape[-2:]) < 16:
-        raise ValueError(f"expected images (N, C, H, W) of 16 pixels a side or more, got shape {tuple(images.shape)}: enlarge them first")
+        raise ValueError(
+            f"expected images (N, C, H, W) of 16 pixels a side or more, got shape {tuple(images.shape)}: enlarge them first"
+        )
     device = torch.device(device)
     stages = weights(int(images.shape[1]), device)
     result = np.empty((len(images), FEATURES))
     # TF32 and autocast would make the numbers depend on the machine.
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(allow_tf32=False):
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, enabled=False),
+        torch.backends.cudnn.flags(allow_tf32=False),
+    ):
         for start in range(0, len(images), batch):
             x = torch.as_tensor(images[start : start + batch], dtype=torch.float32, device=device)
             pooled = []
