@@ -18,7 +18,7 @@ demo: $(VENV)/.demo
 	@echo "$(CURDIR)/demo/run/report.html"
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

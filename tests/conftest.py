@@ -1,4 +1,4 @@
-"""Shared by all tests: where the real scans are, and threads set to the cores."""
+"""Shared by all tests: where the real scans are, and one thread per process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+
+# Tests run in one process per core: more threads than cores make every OpenMP barrier wait.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(os.environ.get("SCANSMITH_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

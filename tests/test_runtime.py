@@ -65,6 +65,13 @@ def test_the_first_ctrl_c_raises_a_flag_and_the_second_stops_at_once(capsys):
     assert "Ctrl-C again" in capsys.readouterr().err
 
 
+def test_threads_respect_what_the_user_set(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert runtime.cpu_count() == 1
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert runtime.cpu_count() >= 1
+
+
 def test_devices_that_are_not_here_are_refused():
     with pytest.raises(ValueError, match=r"expected a device of this machine, got 'abacus'.*--device auto"):
         runtime.choose_device("abacus")

@@ -55,8 +55,10 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def cpu_count() -> int:
-    """Cores this process may use (respects affinity masks, as batch systems set them)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use: the affinity mask, as batch systems set it, and no more than OMP_NUM_THREADS."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wished = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(wished)) if wished.isdigit() and int(wished) > 0 else cores
 
 
 # ------------------------------------------------------------------------------------------------ files
