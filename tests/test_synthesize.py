@@ -29,7 +29,7 @@ def make_model(
     }
     config = {
         "network": {"name": "strided", "arguments": arguments}, "grid": grid.to_json(), "channels": 1, "modality": modality,
-        "source_format": source, "intensity": {"low": low, "high": high, "units": units}, "spacing": [2.0, 1.5], "labels": list(labels),
+        "source_format": source, "intensity": {"low": low, "high": high, "units": units}, "orientation": None, "spacing": [2.0, 1.5], "labels": list(labels),
         "label_counts": [30, 10][: len(labels)], "data_hash": "d" * 16, "recipe": {"name": "relativistic", "train_images": 40, "images": 800, "seed": 0},
     }  # fmt: skip
     return model.save(folder, GENERATORS["strided"](**arguments), config)
@@ -67,11 +67,18 @@ def test_hounsfield_units_are_whole_and_inside_the_window_and_equal_in_every_for
     assert np.array_equal(arrays[0], np.rint(arrays[0])) and arrays[0].min() >= -1024 and arrays[0].max() <= 1000
 
 
-def test_geometry_scales_with_the_grid(tmp_path):
-    make_model(tmp_path / "m")
-    synthesize(tmp_path / "m", tmp_path / "o", count=1, format="nifti")
-    (source,), _ = formats.discover(tmp_path / "o")
-    assert formats.read(source).spacing == pytest.approx((1.5, 2.0, 1.0))
+def test_slices_lie_as_the_training_slices_did(tmp_path):
+    """Coronal training slices: columns to the patient's left, rows to the feet."""
+    made = make_model(tmp_path / "m")
+    coronal = {**made.config, "orientation": [[-1.0, 0.0, 0.0], [0.0, 0.0, -1.0]]}
+    model.save(tmp_path / "m", made.generator, {key: value for key, value in coronal.items() if key != "version"})
+    for format in ("nifti", "dicom"):
+        synthesize(tmp_path / "m", tmp_path / format, count=1, format=format)
+        (source,), _ = formats.discover(tmp_path / format)
+        image = formats.read(source)
+        assert image.spacing[:2] == pytest.approx((1.5, 2.0))
+        np.testing.assert_allclose(image.affine[:3, :2], [[-1.5, 0.0], [0.0, 0.0], [0.0, -2.0]], atol=1e-6)
+        assert np.linalg.det(image.affine[:3, :3]) > 0 or format == "nifti"
 
 
 def test_classes_get_folders_and_the_frequencies_of_training(tmp_path):
@@ -106,9 +113,30 @@ def test_running_again_replaces_and_foreign_files_are_not_touched(tmp_path):
     synthesize(tmp_path / "m", tmp_path / "o", count=2)
     assert len(list((tmp_path / "o").glob("*.dcm"))) == 2
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="choose another folder"):
+    (tmp_path / "mine" / "real.dcm").write_bytes(b"years of work")
+    with pytest.raises(ValueError, match=r"real\.dcm.*choose another folder"):
         synthesize(tmp_path / "m", tmp_path / "mine", count=1)
+    assert (tmp_path / "mine" / "real.dcm").read_bytes() == b"years of work"
+
+
+def test_a_stopped_synthesis_is_marked_incomplete_and_the_same_command_finishes_it(tmp_path, monkeypatch):
+    make_model(tmp_path / "m")
+    real, calls = formats.write, []
+
+    def stop(image, stem, format, marking):
+        calls.append(stem)
+        if len(calls) == 4:
+            (stem.parent / f".{stem.name}.dcm.partial").write_bytes(b"half")
+            raise KeyboardInterrupt
+        return real(image, stem, format, marking)
+
+    monkeypatch.setattr(formats, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(tmp_path / "m", tmp_path / "o", count=6)
+    assert formats.read_manifest(tmp_path / "o")["complete"] is False
+    monkeypatch.setattr(formats, "write", real)
+    synthesize(tmp_path / "m", tmp_path / "o", count=2)
+    assert formats.read_manifest(tmp_path / "o")["complete"] is True and len(list((tmp_path / "o").glob("*.dcm"))) == 2
 
 
 # ------------------------------------------------------------------------------------------------ the model folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from scansmith.train import checkpoint, loop, watch
 from scansmith.train.objectives import OBJECTIVES
 from scansmith.train.probe import IMAGES_PER_PIXEL, Probe, Task, affordable, for_grid, time_step
 from scansmith.train.recipes import RECIPES, Recipe, augmentation_strength, penalty_weight, schedule
+from scansmith.train.stage import common_orientation
 from scansmith.train.synthesis import Batch
 
 CPU = torch.device("cpu")
@@ -60,7 +62,7 @@ def make_dataset(root: Path, count: int = 40, labels: tuple[str, ...] = (), side
     info = {
         "modality": "OT",
         "units": "a.u.",
-        "labels": sorted(labels),
+        "labels": sorted({name for name in labels if name}),
         "spacing": [1.0, 1.0],
         "source_format": "png",
         "hash": "d" * 16,
@@ -185,21 +187,35 @@ def test_discriminator_gradients_equal_plain_autograd_on_the_written_loss(tmp_pa
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_average_follows_its_half_life(tmp_path):
+def test_average_follows_its_half_life(tmp_path, monkeypatch):
+    """After each step: average = decay * average + (1 - decay) * weights, by hand from the weights of every step."""
     _, data = tiny_data(tmp_path / "d")
-    still = replace(TINY, learning_rate=0.0, learning_rate_end=0.0)
-    average, _ = fit_tiny(tmp_path / "run", data, still)
-    torch.manual_seed(0)
-    start = OBJECTIVES["synthesis"](still, 1, Grid.choose(16, 16, 16), 0).generator
-    torch.testing.assert_close(weights(average), weights(start).detach(), rtol=1e-5, atol=1e-6)
+    seen, real = [], loop.update
+
+    def spy(name, batch, objective, *rest):
+        result = real(name, batch, objective, *rest)
+        if name == "generator":
+            seen.append(weights(objective.generator).detach().clone())
+        return result
+
+    monkeypatch.setattr(loop, "update", spy)
+    average, _ = fit_tiny(tmp_path / "run", data)
+    expected = seen[0]  # the first half-life is 0: the average starts at the first weights
+    for step, now in enumerate(seen[1:], start=1):
+        decay = 0.5 ** (TINY.batch / (TINY.ema_fraction * step * TINY.batch))
+        expected = decay * expected + (1.0 - decay) * now
+    assert len(seen) == 12 and not torch.equal(seen[0], seen[-1])
+    torch.testing.assert_close(weights(average), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_cut_and_resumed_run_ends_with_the_same_bits(tmp_path):
+@pytest.mark.parametrize("machine", [{}, {"channels_last": True}, {"channels_last": True, "precision": "bf16"}])
+def test_a_cut_and_resumed_run_ends_with_the_same_bits(tmp_path, machine):
     _, data = tiny_data(tmp_path / "d")
-    whole, _ = fit_tiny(tmp_path / "whole", data)
-    _, first = fit_tiny(tmp_path / "cut", data, deadline_s=0.0)
+    recipe = replace(TINY, **machine)
+    whole, _ = fit_tiny(tmp_path / "whole", data, recipe)
+    _, first = fit_tiny(tmp_path / "cut", data, recipe, deadline_s=0.0)
     assert first["cut"] and first["images"] == 8
-    resumed, last = fit_tiny(tmp_path / "cut", data)
+    resumed, last = fit_tiny(tmp_path / "cut", data, recipe)
     assert last["images"] == 96 and not last["cut"]
     assert torch.equal(weights(whole), weights(resumed))
     saved = [load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "cut")]
@@ -348,26 +364,48 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, number):
 
 
 def test_a_full_disk_while_checkpointing_keeps_the_last_good_one(tmp_path, monkeypatch):
-    import errno
-
+    """The second checkpoint meets a disk with no space left, half-way through the file."""
     _, data = tiny_data(tmp_path / "d")
     whole, _ = fit_tiny(tmp_path / "whole", data)
-    run, real = tmp_path / "run", checkpoint.save_file
-    calls = []
+    run, real, calls = tmp_path / "run", Path.write_bytes, []
 
-    def full(tensors, path, metadata=None):
-        calls.append(path)
-        if len(calls) == 2:
-            Path(path).write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(tensors, path, metadata=metadata)
+    def full(path, content):
+        if path.name == ".checkpoint.safetensors.partial":
+            calls.append(path)
+            if len(calls) == 2:
+                real(path, content[: len(content) // 2])
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, content)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="free some space"):
         fit_tiny(run, data)
-    assert not list(run.glob(".*partial"))
+    assert len(calls) == 2 and not list(run.glob(".*partial"))
     resumed, _ = fit_tiny(run, data)
     assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_a_damaged_checkpoint_is_told_with_the_way_out(tmp_path):
+    _, data = tiny_data(tmp_path / "d")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match="remove it to start anew"):
+        fit_tiny(tmp_path / "run", data)
+
+
+def test_images_without_a_label_are_left_out_where_others_have_one(tmp_path):
+    made = make_dataset(tmp_path / "data", labels=("large", "small", None, "small"))
+    train(made, tmp_path / "run", minutes=0.02, images=16)
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert config["labels"] == ["large", "small"] and config["label_counts"] == [5, 10]
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["train_images"] == 15
+
+
+def test_the_common_orientation_is_that_of_most_images():
+    axial, sagittal = np.eye(4), np.eye(4)[[2, 0, 1, 3]]
+    affines = [(axial @ np.diag([-2.0, -3.0, 1, 1])).ravel().tolist()] * 3 + [sagittal.ravel().tolist()] * 2 + [None]
+    assert common_orientation(affines) == [[-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
+    assert common_orientation([None]) is None
 
 
 def test_recipes_train_two_steps(tmp_path):

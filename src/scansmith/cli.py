@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -51,6 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except (ValueError, OSError, RuntimeError) as error:
         print(f"scansmith: {message(error)}", file=sys.stderr)
+        return FAILED
+    except Exception as error:
+        if os.environ.get("SCANSMITH_TRACEBACK"):
+            raise
+        print(
+            f"scansmith: a fault of scansmith itself ({type(error).__name__}: {error}); please report it with what SCANSMITH_TRACEBACK=1 prints",
+            file=sys.stderr,
+        )
         return FAILED
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import nn
 
 from .intensity import IntensityMap
@@ -64,7 +65,7 @@ def save(folder: Path, generator: nn.Module, config: dict[str, Any]) -> Model:
     """
     state = {name: value.detach().cpu().float().contiguous() for name, value in generator.state_dict().items()}
     (folder / "config.json").unlink(missing_ok=True)
-    write_atomic(folder / "model.safetensors", lambda partial: save_file(state, partial))
+    write_atomic(folder / "model.safetensors", serialize(state))
     write_atomic(folder / "README.md", _card(config))
     write_json(folder / "config.json", {"version": VERSION, **config})
     return load(folder)
@@ -81,24 +82,31 @@ def load(folder: Path | str) -> Model:
         raise ValueError(
             f"expected a model in {folder}, found no config.json: make one with 'scansmith train DATASET RUN' (the model is RUN/model)"
         )
-    text = (folder / "config.json").read_bytes()
-    config = json.loads(text)
+    config = json.loads((folder / "config.json").read_bytes())
     if config.get("version") != VERSION:
         raise ValueError(
             f"expected model version {VERSION} in {folder}, found {config.get('version')!r}: train it again with this release"
         )
+    missing = {"network", "grid", "intensity", "labels", "modality", "spacing", "source_format"} - set(config)
+    if missing:
+        raise ValueError(f"expected a model in {folder}, found a config.json without {sorted(missing)}: train it again")
     name = config["network"]["name"]
     if name not in GENERATORS:
         raise ValueError(
             f"expected a generator of {sorted(GENERATORS)} in {folder}, found {name!r}: it was made by another release"
         )
-    generator = GENERATORS[name](**config["network"]["arguments"])
     try:
+        generator = GENERATORS[name](**config["network"]["arguments"])
         generator.load_state_dict(load_file(folder / "model.safetensors"))
-    except (RuntimeError, OSError, SafetensorError) as error:
+    except (RuntimeError, TypeError, OSError, SafetensorError) as error:
         raise ValueError(f"expected weights that fit config.json in {folder}, found: {error}") from error
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes() + text).hexdigest()[:16]
-    return Model(generator.eval().requires_grad_(False), config, digest)
+    return Model(generator.eval().requires_grad_(False), config, digest(folder))
+
+
+def digest(folder: Path) -> str:
+    """The model's hash: first 16 hex digits of SHA-256 over weights and configuration."""
+    content = [(folder / name).read_bytes() for name in ("model.safetensors", "config.json")]
+    return hashlib.sha256(b"".join(content)).hexdigest()[:16]
 
 
 def _card(config: dict[str, Any]) -> str:

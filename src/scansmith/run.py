@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from .train.probe import Probe
 
 STAGES = ("prepare", "train", "synthesize", "evaluate", "report")
+RECIPE = "relativistic"
+MOST_SIDE = 512  # longest side of the stored images
+TRAIN_SHARE = 0.7
+PROBE_S = 12.0  # survey and probe
 MOST_SCANS = 1000  # synthetic scans made by default, and never more than there are training images, but at least 200
 
 
@@ -54,46 +59,18 @@ def run(
         ValueError: there are too few usable scans, or OUT holds a run with other settings.
         Interrupted: Ctrl-C; the same command goes on.
     """
-    from . import __version__
-    from .prepare import plan as survey_scans
-    from .prepare.write import refuse_inside
-    from .runtime import write_atomic, write_json
-
-    began, out = time.monotonic(), Path(out)
-    request = {
-        "minutes": minutes,
-        "labels": labels,
-        "modality": modality,
-        "count": count,
-        "format": format,
-        "seed": seed,
-    }
-    state = earlier_state(out, request)
-    if not state:
-        found = survey_scans(Path(scans), labels=labels, modality=modality, seed=seed)
-        if not plan_only:
-            refuse_inside(Path(scans), out)
-            write_atomic(out / ".writable", "")  # fail now, not after the minutes
-            (out / ".writable").unlink()
-        probed = probe_training(found, minutes, seed, device)
-        plan, budget = describe(found, probed, minutes)
-        state = {
-            "version": __version__,
-            "request": request,
-            "plan": plan,
-            "stages": {name: {"planned_s": budget[name]} for name in STAGES},
-        }
-        print("\n".join(["Plan", *(f"  - {sentence}" for sentence in plan)]), file=sys.stderr, flush=True)
-        if plan_only:
-            return {"plan": plan}
-        write_json(out / "run.json", state)
-        state["before_s"] = time.monotonic() - began
-    else:
-        probed = None
+    job = Job(Path(scans), Path(out), minutes, labels, modality, count, format, seed, device)
+    state = earlier_state(job)
+    probed = None
+    if state:
         print(f"Going on with the run in {out}", file=sys.stderr, flush=True)
-    results = carry_out(Path(scans), out, request, state, probed, device)
+    else:
+        state, probed = begin(job, plan_only)
+    if plan_only:
+        return {"plan": state["plan"]}
+    results = carry_out(job, state, probed)
     return {
-        "report": str(out / "report.html"),
+        "report": str(job.out / "report.html"),
         "verdict": results["evaluate"]["verdict"],
         "plan": state["plan"],
         "stages": state["stages"],
@@ -101,58 +78,122 @@ def run(
     }
 
 
-def carry_out(
-    scans: Path, out: Path, request: dict[str, Any], state: dict[str, Any], probed: Probe | None, device: str
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Job:
+    """One call of `run`."""
+
+    scans: Path
+    out: Path
+    minutes: float
+    labels: str
+    modality: str | None
+    count: int | None
+    format: Literal["auto", "png", "nifti", "dicom"]
+    seed: int
+    device: str
+
+    def request(self) -> dict[str, Any]:
+        """What decides the result, without paths: a second call must ask for the same to go on."""
+        from .prepare.write import request_of
+
+        return {
+            "scans": request_of(self.scans, self.labels, self.modality, MOST_SIDE, self.seed),
+            "minutes": self.minutes,
+            "labels": self.labels if self.labels in ("auto", "none") else "table",
+            "modality": self.modality,
+            "count": self.count,
+            "format": self.format,
+            "seed": self.seed,
+        }
+
+
+def earlier_state(job: Job) -> dict[str, Any]:
+    """What run.json of an earlier start says; {} for a new folder.
+
+    Raises:
+        ValueError: it was started with other settings or other scans, or is damaged.
+    """
+    path = job.out / "run.json"
+    if not path.is_file():
+        return {}
+    way_out = "choose another folder, or remove this one to start anew"
+    try:
+        state: dict[str, Any] = json.loads(path.read_text())
+        earlier = state["request"]
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"expected the state of a run in {path}, found something else: {way_out}") from error
+    request = job.request()
+    different = [name for name in request if name != "scans" and earlier.get(name) != request[name]]
+    if different:
+        changes = ", ".join(f"{name} {earlier.get(name)!r} -> {request[name]!r}" for name in different)
+        raise ValueError(
+            f"expected the settings that the run in {job.out} was started with, found {changes}: {way_out}"
+        )
+    if earlier.get("scans") != request["scans"]:
+        raise ValueError(
+            f"expected the scans that the run in {job.out} was started with, found other or changed files: {way_out}"
+        )
+    return state
+
+
+def begin(job: Job, plan_only: bool) -> tuple[dict[str, Any], Probe]:
+    """Survey the scans, probe the machine, print the plan; unless `plan_only`, write the first run.json."""
+    from . import __version__
+    from .prepare import plan as survey
+    from .prepare.write import refuse_inside
+    from .runtime import write_atomic, write_json
+
+    began = time.monotonic()
+    found = survey(job.scans, labels=job.labels, modality=job.modality, seed=job.seed)
+    if not plan_only:
+        refuse_inside(job.scans, job.out)
+        write_atomic(job.out / ".writable", "")  # fail now, not after the minutes
+        (job.out / ".writable").unlink()
+    probed = probe_training(job, found)
+    plan, budget = describe(job, found, probed)
+    print("\n".join(["Plan", *(f"  - {sentence}" for sentence in plan)]), file=sys.stderr, flush=True)
+    stages = {name: {"planned_s": budget[name]} for name in STAGES}
+    state = {
+        "version": __version__,
+        "request": job.request(),
+        "plan": plan,
+        "stages": stages,
+        "before_s": round(time.monotonic() - began, 1),
+    }
+    if not plan_only:
+        write_json(job.out / "run.json", state)
+    return state, probed
+
+
+def carry_out(job: Job, state: dict[str, Any], probed: Probe | None) -> dict[str, Any]:
     """All stages in turn; each one's seconds go to run.json when it ends."""
     from .evaluate import evaluate
     from .prepare import prepare
     from .report import report
     from .runtime import write_json
     from .synthesize import synthesize
-    from .train.stage import run_training
 
+    out = job.out
     results: dict[str, Any] = {}
 
-    def train() -> dict[str, Any]:
-        spent = state.get("before_s", 0.0) + state["stages"]["prepare"]["seconds"]
-        after = sum(state["stages"][name]["planned_s"] for name in STAGES[2:])
-        granted = state.setdefault("training_minutes", round(max(0.1, request["minutes"] - (spent + after) / 60.0), 3))
-        write_json(out / "run.json", state)
-        return run_training(
-            out / "dataset",
-            out / "train",
-            granted,
-            "relativistic",
-            None,
-            None,
-            out / "model",
-            request["seed"],
-            device,
-            probed,
-        )
-
-    def synthesized() -> dict[str, Any]:
-        made = request["count"] or min(MOST_SCANS, max(200, results["prepare"]["splits"]["train"]["images"]))
-        return synthesize(
-            out / "model", out / "images", count=made, format=request["format"], seed=request["seed"], device=device
-        )
+    def count() -> int:
+        return synthetic_count(job.count, results["prepare"]["splits"]["train"]["images"])
 
     work: dict[str, Callable[[], dict[str, Any]]] = {
         "prepare": lambda: prepare(
-            scans, out / "dataset", labels=request["labels"], modality=request["modality"], seed=request["seed"]
+            job.scans, out / "dataset", labels=job.labels, modality=job.modality, max_side=MOST_SIDE, seed=job.seed
         ),
-        "train": train,
-        "synthesize": synthesized,
-        "evaluate": lambda: evaluate(out / "dataset", out / "images", out, seed=request["seed"], device=device),
+        "train": lambda: train(job, state, probed),
+        "synthesize": lambda: synthesize(
+            out / "model", out / "images", count=count(), format=job.format, seed=job.seed, device=job.device
+        ),
+        "evaluate": lambda: evaluate(out / "dataset", out / "images", out, seed=job.seed, device=job.device),
         "report": lambda: report(out),
     }
     for name in STAGES:
         stage, start = state["stages"][name], time.monotonic()
-        if stage.get("done") and name in (
-            "synthesize",
-            "evaluate",
-        ):  # the others see by themselves that nothing is left to do
+        # The other stages see by themselves that nothing is left to do.
+        if stage.get("done") and name in ("synthesize", "evaluate"):
             results[name] = json.loads((out / "metrics.json").read_text()) if name == "evaluate" else {}
             continue
         print(f"{name} ...", file=sys.stderr, flush=True)
@@ -162,62 +203,69 @@ def carry_out(
     return results
 
 
-def earlier_state(out: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """What run.json of an earlier start says; {} for a new folder.
+def train(job: Job, state: dict[str, Any], probed: Probe | None) -> dict[str, Any]:
+    """The training stage, in the minutes that the stages before it left and those after it need."""
+    from .runtime import write_json
+    from .train.stage import run_training
 
-    Raises:
-        ValueError: it was started with other settings.
-    """
-    path = out / "run.json"
-    if not path.is_file():
-        return {}
-    state: dict[str, Any] = json.loads(path.read_text())
-    different = sorted(name for name in request if state["request"].get(name) != request[name])
-    if different:
-        changes = ", ".join(f"{name} {state['request'].get(name)!r} -> {request[name]!r}" for name in different)
-        raise ValueError(
-            f"expected the settings that the run in {out} was started with, found {changes}: choose another folder, or remove this one to start anew"
-        )
-    return state
+    if "training_minutes" not in state:
+        before = state["before_s"] + state["stages"]["prepare"]["seconds"]
+        after = sum(state["stages"][name]["planned_s"] for name in STAGES[2:])
+        state["training_minutes"] = round(max(0.1, job.minutes - (before + after) / 60.0), 3)
+        write_json(job.out / "run.json", state)
+    dataset, folder, model, minutes = (
+        job.out / "dataset",
+        job.out / "train",
+        job.out / "model",
+        state["training_minutes"],
+    )
+    return run_training(dataset, folder, minutes, RECIPE, None, None, model, job.seed, job.device, probed)
 
 
-def probe_training(found: Plan, minutes: float, seed: int, device: str) -> Probe:
+def probe_training(job: Job, found: Plan) -> Probe:
     """What this machine can do with such scans in the minutes."""
-    from dataclasses import replace
-
     from .runtime import choose_device
     from .train.probe import Task, probe
-    from .train.recipes import RECIPES
+    from .train.stage import base_recipe
 
-    task = Task(found.channels, found.height, found.width, len(found.labels), max(1, round(0.7 * found.images)))
-    seconds = stage_budget(found, minutes)["train"]
-    return probe(replace(RECIPES["relativistic"], seed=seed), task, seconds, None, choose_device(device))
+    images = max(1, round(TRAIN_SHARE * found.images))
+    task = Task(found.channels, found.height, found.width, len(found.labels), images)
+    seconds = stage_budget(job, found, 64 * 64)["train"]
+    return probe(base_recipe(RECIPE, job.seed), task, seconds, None, choose_device(job.device))
 
 
-def describe(found: Plan, probed: Probe, minutes: float) -> tuple[list[str], dict[str, float]]:
+def describe(job: Job, found: Plan, probed: Probe) -> tuple[list[str], dict[str, float]]:
     """The plan in sentences, and the seconds each stage is given."""
-    budget = stage_budget(found, minutes)
+    budget = stage_budget(job, found, probed.recipe.target**2)
     spent = ", ".join(f"{name} {duration(budget[name])}" for name in STAGES)
     _, training = probed.lasting(probed.images_in(budget["train"]))
-    sentences = [*found.reasons, *training, f"{minutes:g} minutes in all: {spent}"]
-    if budget["train"] < 0.5 * 60.0 * minutes:
+    sentences = [*found.reasons, *training, f"{job.minutes:g} minutes in all: {spent}"]
+    if budget["train"] < 0.5 * 60.0 * job.minutes:
         sentences.append(
-            "the stages around the training need most of the time here: more minutes would serve the training alone"
+            "the stages around the training take most of this time: more minutes would all go to the training"
         )
     return sentences, budget
 
 
-def stage_budget(found: Plan, minutes: float) -> dict[str, float]:
-    """Seconds for each stage, from costs measured on two cores; training takes what the others leave."""
-    scans = min(MOST_SCANS, max(200, round(0.7 * found.images)))
-    megapixels = found.images * found.height * found.width / 1e6
+def synthetic_count(count: int | None, training_images: int) -> int:
+    """How many synthetic scans are made: as asked, or as many as training images, 200 to 1000."""
+    return count or min(MOST_SCANS, max(200, training_images))
+
+
+def stage_budget(job: Job, found: Plan, pixels: int) -> dict[str, float]:
+    """Seconds for each stage, from costs measured on two cores; training takes what the others leave.
+
+    `pixels`: of one synthetic image.
+    """
+    scans = synthetic_count(job.count, round(TRAIN_SHARE * found.images))
+    compared = min(scans, 2000)
     budget = {
-        "prepare": 3.0 + 0.003 * found.images + 0.1 * megapixels,
-        "synthesize": 3.0 + 0.012 * scans,
-        "evaluate": 15.0 + 0.025 * scans,
-        "report": 6.0,
+        "prepare": 2.0 + 0.002 * found.images + 0.1 * found.images * found.height * found.width / 1e6,
+        "synthesize": 2.0 + scans * (0.005 + 0.5e-6 * pixels),
+        "evaluate": 8.0 + compared * (0.008 + 0.8e-6 * pixels),
+        "report": 4.0,
     }
-    budget["train"] = max(5.0, 60.0 * minutes - sum(budget.values()) - 20.0)  # 20 s: survey and probe
+    budget["train"] = max(5.0, 60.0 * job.minutes - sum(budget.values()) - PROBE_S)
     return {name: round(budget[name], 1) for name in STAGES}
 
 

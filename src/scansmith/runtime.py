@@ -85,10 +85,12 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], None]) -> N
         with open(partial, "rb") as written:
             os.fsync(written.fileno())
         partial.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):  # a file in place of the folder makes even this fail
             partial.unlink(missing_ok=True)
-        raise explain_os_error(error, path) from error
+        if isinstance(error, OSError):
+            raise explain_os_error(error, path) from error
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Images are always made in aligned groups of this many, so that sample i has the same bits whatever is asked around it.
 GROUP = 16
+SUFFIXES = {"png": ".png", "nifti": ".nii.gz", "dicom": ".dcm"}
 FORMATS = {"dicom": "dicom", "nifti": "nifti", "nrrd": "nifti", "metaimage": "nifti", "png": "png", "jpeg": "png"}
 
 
@@ -61,22 +62,7 @@ def synthesize(
     if label is not None and label not in opened.labels:
         raise ValueError(f"expected a label of {opened.labels or 'none (the model has no labels)'}, got {label!r}")
     kind = FORMATS[opened.config["source_format"]] if format == "auto" else format
-    clear(out)
-    files: list[dict[str, Any]] = []
-    with Progress("synthesizing", count) as progress:
-        for index, number, encoded in draw(opened, first, count, label, seed, choose_device(device)):
-            name = opened.labels[number] if number is not None else None
-            folder = out / folder_name(name) if name is not None else out
-            marking = formats.Marking(
-                f"scansmith {__version__}",
-                opened.hash,
-                seed,
-                index,
-                f"generated, not acquired; {name}" if name else "generated, not acquired",
-            )
-            (path,) = formats.write(to_image(opened, encoded), folder / f"{index:06d}", kind, marking)
-            files.append({"file": path.relative_to(out).as_posix(), "index": index, "seed": seed, "label": name})
-            progress.update(len(files))
+    files = [entry_of(opened, index, kind, label, seed) for index in range(first, first + count)]
     manifest = {
         "software": f"scansmith {__version__}",
         "model": opened.hash,
@@ -90,15 +76,31 @@ def synthesize(
         "size": [opened.grid.box_height, opened.grid.box_width],
         "files": files,
     }
-    formats.write_manifest(out, manifest)
+    clear(out)
+    # The manifest comes first, as incomplete: after a kill it still says which files are ours.
+    formats.write_manifest(out, {**manifest, "complete": False})
+    with Progress("synthesizing", count, "scans") as progress:
+        for entry, encoded in zip(files, draw(opened, first, count, label, seed, choose_device(device)), strict=True):
+            words = "generated, not acquired" + (f"; {entry['label']}" if entry["label"] else "")
+            marking = formats.Marking(f"scansmith {__version__}", opened.hash, seed, entry["index"], words)
+            formats.write(to_image(opened, encoded), out / entry["file"].removesuffix(SUFFIXES[kind]), kind, marking)
+            progress.update(entry["index"] - first + 1)
+    formats.write_manifest(out, {**manifest, "complete": True})
     counts = {name: sum(entry["label"] == name for entry in files) for name in opened.labels}
     return {"out": str(out), "count": count, "format": kind, "model": opened.hash, "seed": seed, "label_counts": counts}
 
 
+def entry_of(model: Model, index: int, format: str, label: str | None, seed: int) -> dict[str, Any]:
+    """The manifest's row of one sample: file below the folder, index, seed, class name or None."""
+    name = label if label or not model.labels else model.labels[class_of(model, seed, index, None)]
+    file = f"{index:06d}{SUFFIXES[format]}"
+    return {"file": f"{folder_name(name)}/{file}" if name else file, "index": index, "seed": seed, "label": name}
+
+
 def draw(
     model: Model, first: int, count: int, label: str | None, seed: int, device: torch.device
-) -> Iterator[tuple[int, int | None, np.ndarray]]:
-    """(index, class number or None, image (C, H, W) in [-1, 1] without padding) for each index of the range."""
+) -> Iterator[np.ndarray]:
+    """Images (C, H, W) in [-1, 1] without padding, one for each index of the range."""
     import torch
 
     from .networks.blocks import latent
@@ -112,7 +114,7 @@ def draw(
             images = generator(z.to(device), classes).clamp(-1.0, 1.0).cpu().numpy()
             for i in range(GROUP):
                 if first <= start + i < first + count:
-                    yield start + i, numbers[i] if model.labels else None, model.grid.crop(images[i])
+                    yield model.grid.crop(images[i])
 
 
 def class_of(model: Model, seed: int, index: int, fixed: int | None) -> int:
@@ -138,15 +140,29 @@ def to_image(model: Model, encoded: np.ndarray) -> Image:
     if intensity.units == "HU":
         physical = np.rint(physical).astype(np.int16)
     rows, columns = spacing or (1.0, 1.0)
-    # Columns run to the patient's left, rows to posterior: a standard axial slice at the origin.
     return Image(
         array=np.ascontiguousarray(physical),
-        affine=np.diag([-columns, -rows, 1.0, 1.0]),
+        affine=plane(model.config["orientation"], rows, columns),
         modality=model.config["modality"],
         units=intensity.units,
         spacing_known=spacing is not None,
         window=(intensity.low, intensity.high),
     )
+
+
+def plane(orientation: list[list[float]] | None, rows: float, columns: float) -> np.ndarray:
+    """Affine of a slice at the origin that lies as most training slices do; axial where that is not known.
+
+    Args:
+        orientation: unit vectors (RAS+) along columns and rows, or None.
+        rows, columns: pixel size in mm down and to the right.
+    """
+    import numpy as np
+
+    right, down = np.asarray(orientation or [[-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([right * columns, down * rows, np.cross(right, down)], axis=1)
+    return affine
 
 
 def folder_name(label: str) -> str:
@@ -155,7 +171,7 @@ def folder_name(label: str) -> str:
 
 
 def clear(out: Path) -> None:
-    """Remove what an earlier `synthesize` wrote into `out`.
+    """Remove what an earlier `synthesize` wrote into `out`, whole or not.
 
     Raises:
         ValueError: `out` holds files that no manifest of ours names.
@@ -166,7 +182,8 @@ def clear(out: Path) -> None:
         for entry in formats.read_manifest(out)["files"]:
             (out / entry["file"]).unlink(missing_ok=True)
         (out / "manifest.json").unlink()
-    elif out.is_dir() and any(path.is_file() and path.suffix not in {".png", ".gz", ".dcm"} for path in out.rglob("*")):
+    found = [path for path in sorted(out.rglob("*")) if path.is_file() and not path.name.endswith(".partial")]
+    if found:
         raise ValueError(
-            f"expected an empty folder for synthetic scans, found other files in {out}: choose another folder"
+            f"expected an empty folder for synthetic scans, found {found[0].name} and {len(found) - 1} more files in {out}: choose another folder"
         )

@@ -34,7 +34,7 @@ def prepare(
     """See `scansmith.prepare.prepare`."""
     refuse_inside(scans, root)
     private = root.resolve().with_name(f"{root.resolve().name}.private.json")
-    request = _request(scans, labels, modality, max_side, seed)
+    request = request_of(scans, labels, modality, max_side, seed)
     earlier = _read_private(private)
     if earlier.get("request") == request and (root / "dataset.json").is_file():
         prepared.Dataset.open(root)
@@ -163,7 +163,7 @@ def _columns(
 # ------------------------------------------------------------------------------------------------ private file
 
 
-def _request(scans: Path, labels: str, modality: str | None, max_side: int, seed: int) -> str:
+def request_of(scans: Path, labels: str, modality: str | None, max_side: int, seed: int) -> str:
     """Hash of the arguments and of every file's path, size and time of change: equal when there is nothing new to do."""
     state = hashlib.sha256(
         json.dumps([prepared.VERSION, str(scans.resolve()), labels, modality, max_side, seed]).encode()

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from ..runtime import write_atomic, write_json
+from ..runtime import explain_os_error, write_atomic, write_json
 from .recipes import Recipe
 
 
@@ -30,16 +30,25 @@ def save(
     for name, optimizer in optimizers.items():
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"{name}.{index}.{key}": value.detach().cpu().contiguous() for key, value in moments.items()}
-    write_atomic(path, lambda partial: save_file(tensors, partial, metadata={"state": json.dumps(state)}))
+    write_atomic(path, serialize(tensors, metadata={"state": json.dumps(state)}))
 
 
 def load(
     path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
 ) -> dict[str, Any]:
-    """Read what `save` wrote into the given modules and optimisers; returns `state`."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a dict)
-        state: dict[str, Any] = json.loads(file.metadata()["state"])
+    """Read what `save` wrote into the given modules and optimisers; returns `state`.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a dict)
+            state: dict[str, Any] = json.loads(file.metadata()["state"])
+    except SafetensorError as error:
+        raise ValueError(
+            f"expected a checkpoint in {path}, found a damaged file ({error}): remove it to start anew"
+        ) from error
     for name, module in modules.items():
         module.load_state_dict(
             {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
@@ -49,12 +58,15 @@ def load(
         for key, value in tensors.items():
             if key.startswith(f"{name}."):
                 _, index, moment = key.rsplit(".", 2)
-                moments.setdefault(int(index), {})[moment] = value
+                # The fused update walks raw memory: moments need the layout of their weights (channels-last or not).
+                like = optimizer.param_groups[0]["params"][int(index)]
+                fitted = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+                moments.setdefault(int(index), {})[moment] = fitted
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return state
 
 
-def save_recipe(run: Path, recipe: Recipe, request: dict[str, Any], reasons: list[str]) -> None:
+def save_recipe(run: Path, recipe: Recipe, reasons: list[str], request: dict[str, Any]) -> None:
     """`recipe.json`: the recipe flat, what was asked for, and why the probe chose what it chose."""
     write_json(run / "recipe.json", {**asdict(recipe), "request": request, "reasons": reasons})
 
@@ -96,8 +108,12 @@ class Log:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row; numbers go to TensorBoard too, at the step row["images"]."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        line = json.dumps(row, allow_nan=False) + "\n"
+        try:
+            with self.path.open("a") as file:
+                file.write(line)
+        except OSError as error:
+            raise explain_os_error(error, self.path) from error
         if self.events is not None:
             for name, value in row.items():
                 if isinstance(value, int | float) and name != "images":

@@ -113,7 +113,7 @@ def fit(
                 log.write(row)
                 checkpoint.save(saved, modules, optimizers, state)
                 progress.update(images, words(row))
-            if stopping() and step + 1 < recipe.steps:
+            if stopping():
                 checkpoint.save(saved, modules, optimizers, state)
                 log.close()
                 raise Interrupted(f"stopped at {images} of {recipe.images} images; the same command goes on from there")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -14,9 +15,9 @@ import torch
 from torch import nn
 
 from .. import __version__, model
-from ..dataset import Dataset
+from ..dataset import Dataset, Level
 from ..preprocess import Grid
-from ..runtime import Progress, choose_device, write_json
+from ..runtime import Progress, choose_device, derive_seed, write_json
 from . import checkpoint, loop, watch
 from .objectives import OBJECTIVES
 from .probe import Probe, Task, probe
@@ -39,8 +40,8 @@ def run_training(
     probed: Probe | None = None,
 ) -> dict[str, Any]:
     """`train` with, besides, a probe that was made before (by `run`, for its plan)."""
-    data = Dataset.open(dataset)
-    device = choose_device(device_name)
+    began = time.monotonic()
+    data, device = Dataset.open(dataset), choose_device(device_name)
     request = {
         "minutes": minutes,
         "recipe": recipe_name,
@@ -49,28 +50,51 @@ def run_training(
         "seed": seed,
         "data": data.info["hash"],
     }
+    earlier = checkpoint.load_recipe(run, request)
+    if earlier is not None and (run / "result.json").is_file() and (model_folder / "config.json").is_file():
+        return {"model": str(model_folder), **json.loads((run / "result.json").read_text())}  # finished before
     task = task_of(data)
-    recipe, reasons = settle(run, request, task, device, probed)
-    if (run / "result.json").is_file() and (model_folder / "config.json").is_file():
-        return json.loads((run / "result.json").read_text())  # finished before
-    grid = task.grid(recipe.target)
+    if earlier is not None:
+        target = earlier[0].target
+    else:
+        probed = probed or probe(base_recipe(recipe_name, seed), task, 60.0 * minutes, side, device)
+        target = probed.recipe.target
+    grid = task.grid(target)
+    learned = gather(data, data.level(grid), seed, device)
+    if earlier is None:
+        assert probed is not None
+        # Only now is it known what is left for the steps.
+        left = 60.0 * minutes - (time.monotonic() - began)
+        recipe, reasons = probed.lasting(images or probed.images_in(left))
+        checkpoint.save_recipe(run, recipe, reasons, request)
+    else:
+        recipe, reasons = earlier
     torch.manual_seed(seed)  # the networks' first weights
     objective = OBJECTIVES[recipe.objective](recipe, task.channels, grid, task.classes)
-    level = data.level(grid)
-    learned = gather(data, level, recipe, device)
-    planned_s = 60.0 * minutes if images is None else float("inf")
+    deadline_s = 60.0 * minutes * SLACK if images is None else float("inf")
     with Progress("training", recipe.images) as progress:
-        average, outcome = loop.fit(objective, recipe, learned, run, device, planned_s * SLACK, progress)
+        average, outcome = loop.fit(objective, recipe, learned, run, device, deadline_s, progress)
     made = model.save(model_folder, average, configuration(data, recipe, grid, objective, outcome))
-    result = {
-        "model": str(model_folder),
-        "hash": made.hash,
-        **outcome,
-        "grid": [grid.height, grid.width],
-        "plan": reasons,
-    }
+    result = {"hash": made.hash, **outcome, "grid": [grid.height, grid.width], "plan": reasons}
     write_json(run / "result.json", result)
-    return result
+    return {"model": str(model_folder), **result}
+
+
+def base_recipe(name: str, seed: int) -> Recipe:
+    """The row of `RECIPES`, with the seed.
+
+    Raises:
+        ValueError: there is no such row.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"expected a recipe of {sorted(RECIPES)}, got {name!r}")
+    return replace(RECIPES[name], seed=seed)
+
+
+def training_rows(data: Dataset) -> np.ndarray:
+    """The rows to learn from: the training split, without images that have no label where others have one."""
+    rows = data.rows("train")
+    return rows[data.classes()[rows] >= 0] if data.labels else rows
 
 
 def task_of(data: Dataset) -> Task:
@@ -79,7 +103,7 @@ def task_of(data: Dataset) -> Task:
     Raises:
         ValueError: too few training images.
     """
-    count = len(data.rows("train"))
+    count = len(training_rows(data))
     if count < FEWEST_TRAINING:
         raise ValueError(
             f"expected at least {FEWEST_TRAINING} training images in {data.root}, found {count}: add scans and prepare again"
@@ -88,30 +112,13 @@ def task_of(data: Dataset) -> Task:
     return Task(channels, height, width, len(data.labels), count)
 
 
-def settle(
-    run: Path, request: dict[str, Any], task: Task, device: torch.device, probed: Probe | None
-) -> tuple[Recipe, list[str]]:
-    """The recipe of an earlier start in this folder, or a new one from the probe, stored before anything else."""
-    if request["recipe"] not in RECIPES:
-        raise ValueError(f"expected a recipe of {sorted(RECIPES)}, got {request['recipe']!r}")
-    earlier = checkpoint.load_recipe(run, request)
-    if earlier is not None:
-        return earlier
-    base = replace(RECIPES[request["recipe"]], seed=request["seed"])
-    began, seconds = time.monotonic(), 60.0 * request["minutes"]
-    probed = probed or probe(base, task, seconds, request["side"], device)
-    left = seconds - (time.monotonic() - began)
-    recipe, reasons = probed.lasting(request["images"] or probed.images_in(left))
-    checkpoint.save_recipe(run, recipe, request, reasons)
-    return recipe, reasons
-
-
-def gather(data: Dataset, level: Any, recipe: Recipe, device: torch.device) -> loop.Data:
+def gather(data: Dataset, level: Level, seed: int, device: torch.device) -> loop.Data:
     """Training rows, their classes, and the reference for quality; the holdout is not touched."""
-    rows = data.rows("train")
-    validation = data.rows("validation")
-    sample = rows[np.random.default_rng(recipe.seed).permutation(len(rows))[: 2 * watch.MOST]]
-    real = watch.reference(level.batch(sample), level.batch(validation[: watch.MOST]), recipe.seed, device)
+    rows = training_rows(data)
+    random = np.random.default_rng(derive_seed(seed, "reference"))
+    sample = random.permutation(rows)[: 2 * watch.MOST]
+    validation = random.permutation(data.rows("validation"))[: watch.MOST]
+    real = watch.reference(level.batch(sample), level.batch(validation), seed, device)
     return loop.Data(level, rows, data.classes()[rows] if data.labels else None, real)
 
 
@@ -121,7 +128,7 @@ def configuration(
     """`config.json` of the model folder."""
     spacing = data.info["spacing"]
     scale = [data.info["height"] / grid.box_height, data.info["width"] / grid.box_width]
-    rows = data.rows("train")
+    rows = training_rows(data)
     window = {name: float(median(data.columns[name][row] for row in rows)) for name in ("low", "high")}
     return {
         "software": f"scansmith {__version__}",
@@ -131,6 +138,7 @@ def configuration(
         "modality": data.info["modality"],
         "source_format": data.info["source_format"],
         "intensity": {**window, "units": data.info["units"]},
+        "orientation": common_orientation([data.columns["affine"][row] for row in rows]),
         "spacing": None if spacing is None else [spacing[0] * scale[0], spacing[1] * scale[1]],
         "labels": data.labels,
         "label_counts": [int((data.classes()[rows] == number).sum()) for number in range(len(data.labels))],
@@ -138,3 +146,14 @@ def configuration(
         "recipe": asdict(recipe),
         "images_seen": outcome["images"],
     }
+
+
+def common_orientation(affines: list[list[float] | None]) -> list[list[float]] | None:
+    """The unit vectors (RAS+) along columns and rows that most images have, to a tenth; None when none is known."""
+    known = [np.asarray(affine, np.float64).reshape(4, 4)[:3, :2].T for affine in affines if affine is not None]
+    units = [vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in known]
+    if not units:
+        return None
+    keys = [tuple(np.rint(10.0 * vectors).ravel().tolist()) for vectors in units]
+    most = Counter(keys).most_common(1)[0][0]
+    return units[keys.index(most)].tolist()

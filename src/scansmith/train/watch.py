@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +69,9 @@ def measure(
     """
     count = len(real.features)
     fake = features(samples(generator, seed, count, classes, device), device=device)
+    distance = frechet(fake, real.features) / real.floor
     return {
-        "quality": round(frechet(fake, real.features) / real.floor, 4),
+        "quality": round(distance, 4) if math.isfinite(distance) else None,
         "diversity": round(_spread(fake) / real.spread, 4),
         "reference": real.name,
     }
