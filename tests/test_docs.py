@@ -96,11 +96,6 @@ def run_commands(text: str) -> None:
             assert code == 0, f"{line} exits with {code}"
 
 
-def brief(recipe, task, device, budget_s, give_up_s=float("inf"), time_step=probe.time_step):
-    """`probe.time_step` with the fewest steps, whatever the minutes."""
-    return time_step(recipe, task, device, 0.0, give_up_s)
-
-
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
     """scans/: a phantom data set; run/: what `scansmith run scans run` makes of it. Trainings have small networks."""
@@ -109,7 +104,10 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(recipes.RECIPES, "relativistic", small)
         patch.setattr(probe, "cpu_count", lambda: 1)  # for networks this small a second thread only waits
-        patch.setattr(probe, "time_step", brief)
+        patch.setattr(
+            probe, "fastest_machine", lambda recipe, *_args, **_options: (dataclasses.replace(recipe, threads=1), 0.1)
+        )
+        patch.setattr(probe, "time_step", lambda *_args, **_options: 0.1)
         patch.setattr(probe.Probe, "images_in", lambda self, seconds: 96)
         patch.chdir(root)
         run_commands("scansmith phantom phantom --seed 7")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image as Picture
 from test_metrics import blobs
@@ -13,8 +14,9 @@ from test_metrics import blobs
 import scansmith
 from scansmith import dataset, formats
 from scansmith.evaluate import compare as comparing
+from scansmith.evaluate import verdict as judging
 from scansmith.evaluate.load import load, open_scans
-from scansmith.evaluate.verdict import compared_size, halves
+from scansmith.evaluate.verdict import choose_sets, compared_size, halves
 from scansmith.image import Image
 from scansmith.metrics import METRICS, Metric, classifier
 
@@ -206,6 +208,42 @@ def test_a_new_metric_is_one_line_and_gets_a_floor(small, tmp_path, monkeypatch)
     )
 
 
+def test_a_share_says_its_number_in_the_words_of_its_own_line(small, tmp_path, monkeypatch):
+    half = METRICS["precision"]._replace(compare=lambda real, fake: 0.5, words="{share} of them, or {value}, are half")
+    monkeypatch.setitem(METRICS, "half", half)
+    result = scansmith.evaluate(*small, tmp_path, draws=2)["metrics"]
+    assert result["half"]["words"] == "50 % of them, or 0.50, are half (two sets of your real scans: 50 %)."
+    assert "in grey values, noise and texture" in result["radiomics_frechet"]["words"]
+    assert " % of the variety of the real scans" in result["recall"]["words"]
+
+
+def test_the_classifier_learns_from_scans_of_all_folders_and_not_from_the_first_ones(monkeypatch):
+    learned = []
+    monkeypatch.setattr(judging, "CLASSIFIED", 20)
+    monkeypatch.setattr(classifier, "train_and_test", lambda *sets, **_: learned.append(sets) or 0)
+    folders = np.repeat(np.linspace(-1, 1, 5, dtype=np.float32), 40)[:, None, None, None] * np.ones((1, 1, 16, 16))
+    judging.classify(folders, folders, folders, 0, "cpu", {}, {})
+    train_real, train_fake, test_real, test_fake = learned[0]
+    assert [len(images) for images in learned[0]] == [20, 20, 20, 20]
+    for images in (train_real, train_fake, test_real, test_fake):
+        assert len(np.unique(images[:, 0, 0, 0])) >= 3
+
+
+def test_it_is_said_when_every_draw_holds_the_whole_holdout(small, tmp_path):
+    whole = scansmith.evaluate(*small, tmp_path, draws=2)
+    part = scansmith.evaluate(*small, tmp_path, draws=2, limit=12)
+    assert whole["compared_per_draw"] == whole["real"]["count"] == 24
+    assert any("each draw takes all 24 real images" in sentence for sentence in whole["not_checked"])
+    assert not any("each draw takes" in sentence for sentence in part["not_checked"])
+
+
+def test_the_verdict_counts_images_where_it_counts_images(small, tmp_path):
+    result = scansmith.evaluate(*small, tmp_path, draws=2)
+    assert "none of 30 synthetic images is nearer to a training image" in verdict(result)
+    assert "Only 24 held-out images calibrate" in verdict(result) and "Only 24 images are compared" in verdict(result)
+    assert "of 30 synthetic images are near copies of one of 40 training images" in str(result["metrics"])
+
+
 def test_a_metric_that_is_not_finite_is_left_out_with_a_reason(small, tmp_path, monkeypatch):
     monkeypatch.setitem(METRICS, "broken", METRICS["precision"]._replace(compare=lambda real, fake: float("nan")))
     result = scansmith.evaluate(*small, tmp_path, draws=2)
@@ -262,7 +300,7 @@ def test_a_holdout_that_repeats_training_scans_makes_the_search_blind(tmp_path):
     result = scansmith.evaluate(
         prepared(tmp_path / "d", train, train[:20]), pictures(tmp_path / "f", grey(blobs(20, 2))), tmp_path, draws=2
     )
-    assert "held-out scans are themselves copies" in result["verdict"][0]
+    assert "held-out images are themselves copies" in result["verdict"][0]
 
 
 def test_other_channels_empty_folders_and_wrong_numbers_are_refused_in_words(small, tmp_path):
@@ -296,7 +334,7 @@ def test_a_plain_folder_is_halved_for_the_floor_and_train_is_searched_when_named
     result = scansmith.evaluate(real, fake, tmp_path / "a", draws=2)
     assert result["train"] is None and result["nearest"] == [] and not (tmp_path / "a" / "nearest.png").exists()
     assert result["real"] == {"count": 20, "split": "half", "split_level": "unknown", "source": "folder of scans"}
-    assert "--train" in result["not_computed"]["near_copies"] and "not searched for" in verdict(result)
+    assert "--train" in result["not_computed"]["near_copies"] and "no training scans were given" in verdict(result)
     assert 0.5 < result["metrics"]["random_conv_frechet"]["ratio"] < 2
     copied = scansmith.evaluate(real, fake, tmp_path / "a", train=fake, draws=2)
     assert copied["verdict"][0].startswith("ALARM, memorising: 30 of 30")
@@ -352,8 +390,6 @@ def test_ct_of_a_plain_folder_is_seen_through_the_window_of_the_synthetic_scans(
     formats.write_manifest(
         tmp_path / "fake", {"model": "ab12", "intensity": {"low": -1024.0, "high": 1976.0, "units": "HU"}}
     )
-    from scansmith.evaluate.verdict import choose_sets
-
     sets = choose_sets(tmp_path / "real", tmp_path / "fake", None, 0)
     assert sets.reference.window == sets.fake.window and sets.reference.window.high == 1976.0
     images, _ = load(sets.reference, (24, 24))
@@ -375,3 +411,76 @@ def test_images_of_one_patient_are_said_to_be_correlated(tmp_path):
     real = prepared(tmp_path / "d", grey(blobs(20, 0)), grey(blobs(12, 1)), patients)
     result = scansmith.evaluate(real, pictures(tmp_path / "f", grey(blobs(12, 2))), tmp_path, draws=2)
     assert any(sentence.startswith("Correlated scans") for sentence in result["not_checked"])
+
+
+def with_splits(root: Path, splits: list[str], seed: int, **info) -> Path:
+    """A prepared dataset of this many pictures."""
+    prepared(root, grey(blobs(len(splits), seed)), np.empty((0, 1, 32, 32), np.uint8))
+    opened = dataset.Dataset.open(root)
+    columns = {**opened.columns, "split": splits}
+    images = np.stack([opened.image(row) for row in range(len(splits))])
+    dataset.write(root, {**opened.info, **info}, columns, images, images.dtype, images.shape[1:])
+    return root
+
+
+def test_without_a_holdout_the_validation_scans_stand_in_and_copies_are_judged(tmp_path):
+    real = with_splits(tmp_path / "d", ["train"] * 40 + ["validation"] * 20, 0)
+    result = scansmith.evaluate(real, pictures(tmp_path / "f", grey(blobs(30, 2))), tmp_path, draws=2)
+    assert (result["real"]["split"], result["real"]["count"], result["train"]["count"]) == ("validation", 20, 40)
+    assert "near_copies" in result["metrics"] and "your validation scans" in verdict(result)
+    assert any("no holdout, so validation scans stand in" in sentence for sentence in result["not_checked"])
+
+
+def test_where_nothing_is_held_out_the_closest_pairs_are_shown_and_the_true_reason_is_said(tmp_path):
+    real = with_splits(tmp_path / "d", ["train"] * 40, 0)
+    fake = pictures(tmp_path / "f", grey(blobs(30, 2)))
+    result = scansmith.evaluate(real, fake, tmp_path / "a", draws=2)
+    assert result["real"]["split"] == "train" and result["train"]["count"] == 40
+    assert len(result["nearest"]) == 10 and (tmp_path / "a" / "nearest.png").exists()
+    assert "holds nothing out" in result["not_computed"]["near_copies"] and "holds nothing out" in verdict(result)
+    assert "--train" not in json.dumps(result) and "ALARM, memorising" not in verdict(result)
+    assert any("holds nothing out" in sentence for sentence in result["not_checked"])
+    named = scansmith.evaluate(real, fake, tmp_path / "b", train=fake, draws=2)
+    assert named["verdict"][0].startswith("ALARM, memorising: 30 of 30")
+
+
+def test_a_split_by_study_is_said(tmp_path):
+    real = with_splits(tmp_path / "d", ["train"] * 20 + ["holdout"] * 12, 0, split_level="study")
+    result = scansmith.evaluate(real, pictures(tmp_path / "f", grey(blobs(12, 2))), tmp_path, draws=2)
+    assert any("known by their study alone" in sentence for sentence in result["not_checked"])
+
+
+@pytest.mark.parametrize("content", ['{"kind": "a dashboard", "files": []}', "[1, 2]", "no JSON"])
+def test_a_folder_with_another_programs_manifest_is_a_plain_folder(content, tmp_path):
+    root = pictures(tmp_path / "f", grey(blobs(3, 0)))
+    (root / "manifest.json").write_text(content)
+    scans = open_scans(root)
+    assert scans.origin == "folder of scans" and len(scans) == 3
+
+
+def test_of_synthetic_scans_exactly_those_of_the_manifest_are_read(tmp_path):
+    for number, image in enumerate(grey(blobs(5, 0))):
+        scan = Image(image.transpose(0, 2, 1)[..., None], np.eye(4), "OT")
+        formats.write(scan, tmp_path / "class" / f"{number:03d}", "png", formats.Marking("test", "0", 0, number))
+    files = [{"file": f"class/{number:03d}.png"} for number in range(3)]
+    formats.write_manifest(tmp_path, {"model": "ab12", "files": files})
+    scans = open_scans(tmp_path)
+    assert [scans.file(position) for position in range(len(scans))] == [
+        f"{tmp_path.name}/{entry['file']}" for entry in files
+    ]
+    (tmp_path / "class" / "001.png").unlink()
+    with pytest.raises(ValueError, match=r"expected the 3 scans .* found that 1 are missing, the first 001\.png"):
+        open_scans(tmp_path)
+
+
+def test_of_a_series_with_a_broken_slice_the_others_are_compared(tmp_path):
+    volume = np.rint(blobs(6, 0, 24)[:, 0].transpose(2, 1, 0) * 300).astype(np.int16)[None]
+    formats.write(Image(volume, np.eye(4), "CT", "HU"), tmp_path / "s", "dicom", formats.Marking("test", "0", 0, 0))
+    whole, _ = load(open_scans(tmp_path), (24, 24))
+    broken = sorted((tmp_path / "s").iterdir())[2]
+    header = pydicom.dcmread(broken)
+    header.RescaleSlope = 0
+    header.save_as(broken)
+    images, kept = load(open_scans(tmp_path), (24, 24))
+    assert [len(whole), len(images)] == [6, 5] and kept.rows.tolist() == [0, 1, 3, 4, 5]
+    np.testing.assert_array_equal(images, whole[[0, 1, 3, 4, 5]])

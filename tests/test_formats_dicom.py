@@ -318,6 +318,30 @@ def test_a_shuffled_series_is_sorted_by_position(tmp_path):
     assert image.spacing == (0.5, 2.0, 2.5) and image.spacing_known
 
 
+def test_a_broken_slice_is_named_and_the_runs_around_it_are_read_where_they_lie(tmp_path):
+    write_series(tmp_path, [10, 12.5, 15, 17.5, 20])
+    make(tmp_path / "002", np.ones((4, 6), np.int16), ImagePositionPatient=[0, 0, 15], RescaleSlope=0)
+    (source,), skipped = formats.discover(tmp_path)
+    assert len(source.files) == 5 and not skipped
+    with pytest.raises(FormatError, match="Rescale Slope") as refused:
+        formats.read(source)
+    assert refused.value.file == tmp_path / "002"
+    runs, (entry,) = formats.read_runs(source)
+    assert entry.file == tmp_path / "002" and "Rescale Slope" in entry.reason
+    assert [(first, image.array.shape[3], image.affine[2, 3]) for first, image in runs] == [(0, 2, 10), (3, 2, 17.5)]
+    assert runs[1][1].array[0, 0, 0].tolist() == [3, 4] and runs[1][1].spacing == (0.5, 2.0, 2.5)
+
+
+def test_a_series_of_which_nothing_can_be_read_names_every_file(tmp_path):
+    write_series(tmp_path, [10, 12.5, 15], RescaleSlope=0)
+    runs, broken = formats.read_runs(formats.discover(tmp_path)[0][0])
+    assert not runs and [entry.file.name for entry in broken] == ["000", "001", "002"]
+    (tmp_path / "001").unlink()
+    source = formats.discover(tmp_path)[0][0]
+    (tmp_path / "000").unlink()
+    assert "cannot be opened" in formats.read_runs(source)[1][0].reason
+
+
 def test_an_oblique_series_lies_where_simpleitk_says(tmp_path):
     import SimpleITK as sitk
 

@@ -210,9 +210,23 @@ def test_the_slices_of_a_volume_stay_together_when_no_patient_is_known(tmp_path)
 
 def test_placeholders_in_patient_id_do_not_make_one_patient_of_all():
     scans = [Source((Path(f"{i}.dcm"),), "dicom", "CT", 1, 3, (4, 4, 1), "ANONYMOUS", f"1.2.{i}") for i in range(3)]
-    keys, level, _ = fingerprint.patient_keys(scans, Path())
+    keys, level, words = fingerprint.patient_keys(scans, Path())
     assert len(set(keys)) == 3
-    assert level == "patient"
+    assert level == "study"
+    assert "study-level split" in words and "3 of 3 scans" in words
+
+
+def test_one_nameless_study_makes_the_split_one_by_study_and_the_plan_says_so(tmp_path):
+    scans = ct_patients(tmp_path / "scans", patients=9)
+    for k in range(3):
+        dicom(scans / "p9" / f"{k}.dcm", noise(9, k, low=-1024, high=900, dtype=np.int32), "", position=2.0 * k)
+        nameless = pydicom.dcmread(scans / "p9" / f"{k}.dcm")
+        nameless.PatientName = ""
+        nameless.save_as(scans / "p9" / f"{k}.dcm")
+    result = prepare(scans, tmp_path / "d")
+    assert result["split_level"] == Dataset.open(tmp_path / "d").info["split_level"] == "study"
+    assert any("Patient ID (0010,0020) is empty or a placeholder in 1 of 10 scans" in line for line in result["plan"])
+    assert any("patients or studies" in line for line in result["plan"])
 
 
 # ------------------------------------------------------------------------------------------------ geometry
@@ -530,6 +544,35 @@ def test_bad_files_are_listed_with_the_reason_and_the_rest_goes_on(tmp_path):
     assert "signatures" in reasons["text.dcm"]
     assert "empty file" in reasons["empty.png"]
     assert len(Dataset.open(tmp_path / "d").info["skipped"]) == 4
+
+
+def test_one_broken_slice_is_skipped_by_its_name_and_the_rest_of_the_series_goes_on(tmp_path):
+    scans = ct_patients(tmp_path / "scans", patients=4)
+    broken = scans / "p1" / "1.dcm"
+    prepare(scans, tmp_path / "whole")
+    dicom(broken, noise(0, dtype=np.int32), "P1", position=2.0, RescaleSlope=0)
+    result = prepare(scans, tmp_path / "d")
+    (entry,) = result["skipped"]
+    assert entry["file"] == str(broken) and "Rescale Slope" in entry["reason"]
+    assert result["images"] == 11 and result["scans"] == 4
+    whole, opened = Dataset.open(tmp_path / "whole"), Dataset.open(tmp_path / "d")
+    place = dict(zip(whole.columns["sha256"], zip(whole.columns["slice"], whole.columns["affine"])))
+    for digest, k, affine in zip(opened.columns["sha256"], opened.columns["slice"], opened.columns["affine"]):
+        assert k == place[digest][0]
+        np.testing.assert_allclose(np.array(affine)[:, [0, 1, 3]], np.array(place[digest][1])[:, [0, 1, 3]])
+    assert len(set(opened.columns["case"])) == 4
+    assert len(opened.info["skipped"]) == 1 and "1.dcm" not in json.dumps(opened.info)
+
+
+def test_a_scan_whose_sampled_voxels_are_all_equal_is_skipped_and_the_rest_goes_on(tmp_path):
+    scans = pngs(tmp_path / "scans", high=60000, dtype=np.uint16)
+    dot = np.zeros((1500, 1500), np.uint16)
+    dot[0, 1] = 9
+    png(scans / "dot.png", dot)
+    result = prepare(scans, tmp_path / "d")
+    assert result["images"] == 12
+    (entry,) = result["skipped"]
+    assert Path(entry["file"]).name == "dot.png" and "one constant value" in entry["reason"]
 
 
 # ------------------------------------------------------------------------------------------------ labels

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from scansmith import dataset, formats
+from scansmith import dataset, formats, model
 from scansmith.image import Image
 from scansmith.report import figures, folder, page, report, words
 
@@ -488,6 +488,26 @@ def test_an_image_level_split_is_said_in_words_and_counts_no_patients(tmp_path):
     text = read(out).text
     assert "image-level split: no patient is known" in text and "neighbouring slices do not fit together" in text
     assert page.split_rows(folder.RunFolder(out))[0]["patients"] is None
+
+
+def test_a_study_level_split_is_said_in_words_and_counts_no_patients(tmp_path):
+    make_dataset(
+        tmp_path / "dataset", np.rint(blobs(8, 16, 0) * 255).astype(np.uint8), [], [None] * 8, split_level="study"
+    )
+    (tmp_path / "metrics.json").write_text(json.dumps({**METRICS, "real": {**METRICS["real"], "split_level": "study"}}))
+    report(tmp_path)
+    text = read(tmp_path).text
+    assert "study-level split" in text and "no patient is on two sides" not in text
+    assert "not kept apart by patient" in text
+    assert page.split_rows(folder.RunFolder(tmp_path))[0]["patients"] is None
+
+
+def test_the_model_hash_is_the_one_that_model_gives(tmp_path):
+    assert folder.RunFolder(tmp_path).model_hash is None
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    assert folder.RunFolder(tmp_path).model_hash == model.digest(tmp_path / "model")
 
 
 def test_the_page_stays_small_for_large_noisy_images(tmp_path):

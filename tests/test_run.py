@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from scansmith import phantom, run
+from scansmith import phantom, run, train
 from scansmith.runtime import Interrupted
-from scansmith.train import loop
+from scansmith.train import loop, probe
 
 MINUTES = 0.05  # the stages around training take longer; training itself gets its least
 
@@ -84,24 +89,55 @@ def test_plan_only_prints_and_writes_nothing(scans, tmp_path, capsys):
     assert "Plan" in capsys.readouterr().err
 
 
-def test_a_stopped_run_goes_on_with_the_same_command_to_the_report(scans, tmp_path, monkeypatch):
+def test_plan_only_over_an_existing_run_only_says_its_plan(done, scans):
+    out, first = done
+    before = (out / "run.json").read_bytes()
+    assert run(scans, out, minutes=MINUTES, count=40, plan_only=True) == {"plan": first["plan"]}
+    assert (out / "run.json").read_bytes() == before
+
+
+def test_other_scans_over_the_same_folder_are_refused_before_anything_is_touched(done, tmp_path):
+    out, _ = done
+    phantom(tmp_path, patients=8, slices=1, size=32, seed=5)
+    before = (out / "dataset" / "dataset.json").read_bytes()
+    with pytest.raises(ValueError, match="other or changed files"):
+        run(tmp_path / "scans", out, minutes=MINUTES, count=40)
+    assert (out / "dataset" / "dataset.json").read_bytes() == before
+
+
+def test_ctrl_c_stops_cleanly_and_the_same_command_ends_with_the_same_bits(scans, tmp_path, monkeypatch):
+    """A labelled run too: the table's path must not reach the artifacts."""
     out, real, calls = tmp_path / "out", loop.update, []
+    table = tmp_path / "secret-name.csv"
+    patients = sorted(path for path in scans.rglob("CT") if path.is_dir())
+    rows = [
+        f"{file.relative_to(scans)},{'ab'[i % 2]}" for i, folder in enumerate(patients) for file in folder.iterdir()
+    ]
+    table.write_text("\n".join(["file,label", *rows]) + "\n")
 
     def stop_in_the_middle(*arguments):
         calls.append(1)
         if len(calls) == 9:
-            raise Interrupted("stopped; the same command goes on from there")
+            os.kill(os.getpid(), signal.SIGINT)
         return real(*arguments)
 
-    monkeypatch.setattr("scansmith.train.probe.time_step", lambda *_args, **_options: 0.01)
+    monkeypatch.setattr(probe, "fastest_machine", lambda recipe, *_args, **_options: (replace(recipe, threads=1), 0.1))
+    monkeypatch.setattr(probe, "time_step", lambda *_args, **_options: 0.1)
     monkeypatch.setattr(loop, "update", stop_in_the_middle)
-    with pytest.raises(Interrupted):
-        run(scans, out, minutes=MINUTES, count=40)
-    recipe = (out / "train" / "recipe.json").read_bytes()
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        run(scans, out, minutes=MINUTES, count=40, labels=str(table))
     monkeypatch.setattr(loop, "update", real)
-    result = run(scans, out, minutes=MINUTES, count=40)
-    assert result["verdict"] and (out / "report.html").is_file()
-    assert (out / "train" / "recipe.json").read_bytes() == recipe
+    result = run(scans, out, minutes=MINUTES, count=40, labels=str(table))
+    assert result["verdict"] and sorted(path.name for path in (out / "images").iterdir() if path.is_dir()) == ["a", "b"]
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    shutil.copy(out / "train" / "recipe.json", whole / "recipe.json")
+    train(out / "dataset", whole, minutes=json.loads((out / "run.json").read_text())["training_minutes"])
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (out / "model", whole / "model")]
+    assert weights[0] == weights[1]
+    for path in out.rglob("*"):
+        if path.is_file() and not path.name.endswith(".private.json"):
+            assert b"secret-name" not in path.read_bytes(), path
 
 
 # ------------------------------------------------------------------------------------------------ bad input

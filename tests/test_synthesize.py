@@ -192,6 +192,9 @@ def test_pictures_of_one_model_share_one_scale(tmp_path):
     for name in ("000000", "000001", "000002"):
         with Picture.open(tmp_path / "o" / f"{name}.png") as picture:
             assert picture.mode.startswith("I;16")
-            assert float(picture.text["scansmith:slope"]) == pytest.approx(255 / 65535) and float(picture.text["scansmith:offset"]) == 0.0
+            assert (
+                float(picture.text["scansmith:slope"]) == pytest.approx(255 / 65535)
+                and float(picture.text["scansmith:offset"]) == 0.0
+            )
             stored = np.asarray(picture).astype(np.float64) * 255 / 65535
         np.testing.assert_allclose(voxels(tmp_path / "o")[name][0, :, :, 0].T, stored, atol=0.002)

@@ -21,6 +21,7 @@ from scansmith import dataset, train
 from scansmith.preprocess import Grid
 from scansmith.runtime import Progress
 from scansmith.train import checkpoint, loop, watch
+from scansmith.train import probe as probe_module
 from scansmith.train.objectives import OBJECTIVES
 from scansmith.train.probe import IMAGES_PER_PIXEL, Probe, Task, affordable, for_grid, time_step
 from scansmith.train.recipes import RECIPES, Recipe, augmentation_strength, penalty_weight, schedule
@@ -143,6 +144,25 @@ def test_probe_times_real_steps_and_plans_the_images_that_fit():
     assert probed.images_in(100.0) == 8 * 190  # 95 s of 0.5 s steps of 8 images
     planned, reasons = probed.lasting(1520)
     assert planned.images == 1520 and reasons[0] == "why" and "1,520 images" in reasons[-1]
+
+
+def test_the_probe_takes_the_fastest_candidate_and_leaves_out_what_fails(monkeypatch):
+    """bf16 fails on this made-up machine, channels-last is twice as fast, and one busy moment does not change that."""
+    calls = []
+
+    def machine(recipe, task, device):
+        def step():
+            calls.append(recipe)
+            if recipe.precision == "bf16":
+                raise RuntimeError("no such kernel")
+            return (5.0 if len(calls) == 5 else 0.1) if recipe.channels_last else 0.2
+
+        return step
+
+    monkeypatch.setattr(probe_module, "stepper", machine)
+    fastest, step_s = probe_module.fastest_machine(TINY, Task(1, 16, 16, 0, 20), CPU, budget_s=0.0)
+    assert fastest.channels_last and fastest.precision == "fp32" and step_s == pytest.approx(0.1 * probe_module.USUAL)
+    assert sum(recipe.precision == "bf16" for recipe in calls) == 1
 
 
 # ------------------------------------------------------------------------------------------------ loop

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Scans:
         groups: (N,) int64, the same number for images of one patient (or of one volume where patients are not known).
         size: (H, W) of most images; channels: of all.
         modality: DICOM term of most images.
-        split_level: "patient", "image" or "unknown": what was kept apart between training and holdout.
+        split_level: "patient", "study", "image" or "unknown": what was kept apart between training and holdout.
         window: the map of all images; None: each has its own.
         dataset: the dataset that holds them, or None.
         slices: without a dataset, (source, k) of every image in the folder.
@@ -77,14 +78,17 @@ class Scans:
 def open_scans(root: Path, split: str | None = None) -> Scans:
     """List the images of a prepared dataset (one split of it, or all), of synthetic scans or of any folder of scans.
 
+    Of synthetic scans those that their manifest lists, not what else lies in the folder.
+
     Raises:
-        ValueError: nothing there, or no scan that can be read.
+        ValueError: nothing there, no scan that can be read, or a scan of the manifest is missing.
     """
     if (root / "dataset.json").is_file():
         dataset = Dataset.open(root)
         rows = dataset.rows(split) if split else np.arange(len(dataset))
         return of_dataset(dataset, rows)
-    sources, skipped = formats.discover(root)
+    manifest = own_manifest(root)
+    sources, skipped = formats.discover(root, listed(root, manifest))
     if not sources:
         reason = f"; the first file was skipped: {skipped[0].reason}" if skipped else ""
         raise ValueError(f"expected scans or a prepared dataset in {root}, found none{reason}")
@@ -95,13 +99,11 @@ def open_scans(root: Path, split: str | None = None) -> Scans:
     slices = tuple((source, k) for source in sources for k in range(source.shape[2]))
     patients: dict[object, int] = {}
     groups = [patients.setdefault(source.patient or source.files[0], len(patients)) for source, _ in slices]
-    made = (root / "manifest.json").is_file()
-    manifest = formats.read_manifest(root) if made else {}
     named = IntensityMap(**manifest["intensity"]) if "intensity" in manifest else None
     window = named or (ct_window(sources) if modality == "CT" else None)
     model = manifest.get("model")
     return Scans(
-        "synthetic scans" if made else "folder of scans",
+        "synthetic scans" if manifest else "folder of scans",
         np.arange(len(slices)),
         np.array(groups, np.int64),
         (j, i),
@@ -113,6 +115,33 @@ def open_scans(root: Path, split: str | None = None) -> Scans:
         slices=slices,
         model=model if isinstance(model, str) else None,
     )
+
+
+def own_manifest(root: Path) -> dict[str, Any]:
+    """The manifest of a folder of synthetic scans; empty for a folder without one and for another program's."""
+    if not (root / "manifest.json").is_file():
+        return {}
+    try:
+        return formats.read_manifest(root)
+    except ValueError:
+        return {}
+
+
+def listed(root: Path, manifest: dict[str, Any]) -> list[Path] | None:
+    """The files that a manifest lists, None where it lists none.
+
+    Raises:
+        ValueError: one of them is missing.
+    """
+    if "files" not in manifest:
+        return None
+    files = [root / entry["file"] for entry in manifest["files"]]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise ValueError(
+            f"expected the {len(files)} scans that {root / 'manifest.json'} lists, found that {len(missing)} are missing, the first {missing[0].name}: make the folder again"
+        )
+    return files
 
 
 def of_dataset(dataset: Dataset, rows: np.ndarray) -> Scans:
@@ -141,17 +170,15 @@ def of_dataset(dataset: Dataset, rows: np.ndarray) -> Scans:
 def ct_window(sources: list[formats.Source], most: int = 16) -> IntensityMap | None:
     """One window for a folder of CT, from voxels of up to `most` scans spread over it; None when none can be read."""
     step = max(1, len(sources) // most)
-    samples = [image.array[..., ::4, ::4, :].ravel() for _, image in readable(sources[::step][:most])]
+    samples = [image.array[..., ::4, ::4, :].ravel() for _, _, image in readable(sources[::step][:most])]
     return choose("CT", np.concatenate(samples), samples[0].dtype)[0] if samples else None
 
 
-def readable(sources: list[formats.Source]) -> Iterator[tuple[int, Image]]:
-    """(position, Image) of every source that can be read."""
+def readable(sources: list[formats.Source]) -> Iterator[tuple[int, int, Image]]:
+    """(position, number of the first slice, Image) of all that can be read; a series with a broken slice comes in runs."""
     for position, source in enumerate(sources):
-        try:
-            yield position, formats.read(source)
-        except ValueError:
-            continue
+        for first, image in formats.read_runs(source)[0]:
+            yield position, first, image
 
 
 def load(scans: Scans, size: tuple[int, int], rounded: bool = False) -> tuple[np.ndarray, Scans]:
@@ -181,13 +208,15 @@ def load_slices(scans: Scans, size: tuple[int, int], rounded: bool) -> tuple[lis
         wanted.setdefault(scans.slices[row][0], []).append(position)
     images, kept = [], []
     sources = list(wanted)
-    for number, image in readable(sources):
+    for number, first, image in readable(sources):
         window = scans.window or own_window(image, scans.modality)
         for position in wanted[sources[number]]:
-            # A displayed slice is array[0, :, :, k].T: rows downwards, columns to the right.
-            picture = image.array[..., scans.slices[scans.rows[position]][1]].transpose(0, 2, 1)
-            images.append(encode(picture, window, size, rounded))
-            kept.append(position)
+            k = scans.slices[scans.rows[position]][1] - first
+            if 0 <= k < image.array.shape[3]:
+                # A displayed slice is array[0, :, :, k].T: rows downwards, columns to the right.
+                picture = image.array[..., k].transpose(0, 2, 1)
+                images.append(encode(picture, window, size, rounded))
+                kept.append(position)
     return images, np.array(kept, np.int64)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..metrics import classifier, radiomics
+from ..metrics import METRICS, classifier, radiomics
 from ..metrics.intervals import wilson
 from ..metrics.nearest import EXTRACTOR, SIZE, Nearest
 from ..runtime import Progress, choose_device, derive_seed, write_atomic, write_json
@@ -35,7 +35,8 @@ class Sets:
         others: other real scans for the floor: the training scans, or the second half of the real ones.
         train: scans that the model learned from, or None.
         fake: the synthetic scans.
-        split: "holdout" or "half".
+        split: what the reference is: "holdout", "validation" where there is no holdout, "half" of real scans of which
+            nobody said which were learned from, or half of the "train" scans where nothing is held out.
     """
 
     reference: Scans
@@ -61,12 +62,15 @@ def evaluate(
         fakes, fake_scans = loaded(sets.fake.sample(most, seed, "fake"), size, "synthetic", rounded)
         others, other_scans = load(sets.others.sample(most, seed, "others"), size)
         progress.update(1, "scans read")
-        seen = [at_random(images, ENCODED, seed) for images in (reference, others, fakes)]
+        pixels = int(np.prod(fakes.shape[1:]))
+        seen = [at_random(images, max(16, ENCODED // pixels), seed) for images in (reference, others, fakes)]
         features = encode(seen[0], seen[1], seen[2], device)
         entries, reasons, count = compare(features, draws, limit, seed)
-        held_out = "your held-out scans" if sets.split == "holdout" else "your real scans"
+        held_out = {"holdout": "your held-out scans", "validation": "your validation scans"}.get(
+            sets.split, "your real scans"
+        )
         for name, entry in entries.items():
-            entry["words"] = words.metric_words(name, entry, held_out)
+            entry["words"] = words.metric_words(METRICS[name], entry, held_out)
         progress.update(2, "distances done")
         judged = classify(reference, others, fakes, seed, device, entries, reasons)
         progress.update(3, judged)
@@ -99,9 +103,15 @@ def evaluate(
         "not_computed": reasons,
         "nearest": pairs,
         "nearest_picture": "nearest.png" if pairs else None,
-        "verdict": words.verdict(entries, found, repeated, drifted, count),
+        "verdict": words.verdict(entries, found, reasons.get("near_copies", ""), repeated, drifted, count),
         "not_checked": words.not_checked(
-            size, sets.fake.size, correlated, sets.reference.split_level, sets.train is None, found
+            size,
+            sets.fake.size,
+            correlated,
+            sets.split,
+            sets.reference.split_level,
+            found,
+            (count, len(seen[0])),
         ),
     }
     write_json(out / "metrics.json", result)
@@ -116,15 +126,17 @@ def choose_sets(real: Path, fake: Path, train: Path | None, seed: int) -> Sets:
     """
     synthetic = open_scans(fake)
     prepared = (real / "dataset.json").is_file()
-    reference, split = open_scans(real, "holdout" if prepared else None), "holdout"
     learned = open_scans(train, "train") if train is not None else open_scans(real, "train") if prepared else None
+    learned = learned if learned is None or len(learned) else None
+    reference, split = open_scans(real, "holdout" if prepared else None), "holdout"
     if len(reference) == 0:
-        reference, learned = open_scans(real), None
-    if learned is None or len(learned) == 0:
-        learned, split = None, "half"
-        reference, others = halves(reference, seed)
-    else:
-        others = learned
+        reference, split = open_scans(real, "validation"), "validation"
+    if len(reference) == 0:
+        learned_from = train is None or train.resolve() == real.resolve()
+        reference, split = open_scans(real), "train" if learned_from else "holdout"
+    if learned is None:
+        split = "half"
+    reference, others = halves(reference, seed) if learned is None or split == "train" else (reference, learned)
     for scans, name in ((synthetic, fake), (reference, real)):
         if len(scans) == 0:
             raise ValueError(f"expected scans to compare in {name}, found none")
@@ -187,9 +199,8 @@ def loaded(scans: Scans, size: tuple[int, int], kind: str, rounded: bool) -> tup
     return images, kept
 
 
-def at_random(images: np.ndarray, pixels: int, seed: int) -> np.ndarray:
-    """As many of the images (N, C, H, W), at random, as have this many pixels; at least 16."""
-    most = max(16, pixels // int(np.prod(images.shape[1:])))
+def at_random(images: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """At most this many of the images (N, C, H, W), drawn at random: their order follows files and classes."""
     rng = np.random.default_rng(derive_seed(seed, "encoded"))
     return images if len(images) <= most else images[rng.choice(len(images), most, replace=False)]
 
@@ -205,9 +216,10 @@ def classify(
 ) -> str:
     """Add the entry of the fresh classifier, or the reason against it; returns words for the progress bar."""
     if min(len(reference), len(fakes) // 2) < 8:
-        reasons["classifier"] = f"needs 8 held-out and 16 synthetic scans, here are {len(reference)} and {len(fakes)}"
+        reasons["classifier"] = f"needs 8 held-out and 16 synthetic images, here are {len(reference)} and {len(fakes)}"
         return ""
-    real, fake, learned = reference[:CLASSIFIED], fakes[: 2 * CLASSIFIED], others[:CLASSIFIED]
+    real, learned = (at_random(images, CLASSIFIED, seed) for images in (reference, others))
+    fake = at_random(fakes, 2 * CLASSIFIED, seed)
     judged = classifier.accuracy(real, fake, learned if len(learned) >= 20 else None, seed=seed, device=device)
     entries["classifier"] = {
         "title": "A fresh classifier's accuracy",
@@ -227,7 +239,7 @@ def classify(
 def add_repeats(repeated: tuple[int, int] | None, entries: words.Entries, reasons: dict[str, str]) -> None:
     """Add the share of synthetic scans that repeat each other, or the reason against it."""
     if repeated is None:
-        reasons["repeats"] = "needs 10 synthetic scans and 10 real ones of different patients"
+        reasons["repeats"] = "needs 10 synthetic images and 10 real ones of different patients"
         return
     hits, count = repeated
     entries["repeats"] = {
@@ -240,7 +252,7 @@ def add_repeats(repeated: tuple[int, int] | None, entries: words.Entries, reason
         "better": "lower",
         "counts": {"real": count, "fake": count},
         "extractor": EXTRACTOR,
-        "words": f"{hits:,} of {count:,} synthetic scans resemble another one more than 99 % of equally many real scans resemble one of another patient.",
+        "words": f"{hits:,} of {count:,} synthetic images resemble another one more than 99 % of equally many real images resemble one of another patient.",
     }
 
 
@@ -257,26 +269,36 @@ def search_copies(
     reasons: dict[str, str],
     out: Path,
 ) -> tuple[copies.Copies | None, list[dict[str, Any]]]:
-    """Search all training scans, part by part, for the nearest of each synthetic and held-out scan; draw the closest pairs."""
+    """Search all training scans, part by part, for the nearest of each synthetic and held-out image; draw the closest pairs.
+
+    Where nothing is held out the pairs are drawn, but nothing says how near is too near, so they are not judged.
+    """
     if sets.train is None:
-        reasons["near_copies"] = "no training scans were given: name them with --train"
+        reasons["near_copies"] = "no training scans were given (--train names them)"
         (out / "nearest.png").unlink(missing_ok=True)
         return None, []
+    searching = [fakes] if sets.split == "train" else [fakes, reference]
     train = sets.train.sample(SEARCHED, seed, "train")
     found: list[Nearest] | None = None
     searched: list[Scans] = []
     for start in range(0, len(train), PART):
         images, kept = load(train.part(np.arange(start, min(start + PART, len(train)))), size)
         if len(images):
-            found = copies.nearest_in_parts([fakes, reference], images, sum(map(len, searched)), found, device)
+            found = copies.nearest_in_parts(searching, images, sum(map(len, searched)), found, device)
             searched.append(kept)
     if found is None:
         reasons["near_copies"] = "no training scan can be read"
         return None, []
-    judged = copies.search(found[0], found[1], fakes, reference, reference_scans.groups, device)
-    added = copies.entries(judged, seed)
-    words.copy_words(added, judged, sum(map(len, searched)))
-    entries.update(added)
+    judged: copies.Copies | None = None
+    if len(found) == 1:
+        reasons["near_copies"] = (
+            "the dataset holds nothing out that would show how near is too near; look at the closest pairs"
+        )
+    else:
+        judged = copies.search(found[0], found[1], fakes, reference, reference_scans.groups, device)
+        added = copies.entries(judged, seed)
+        words.copy_words(added, judged, sum(map(len, searched)))
+        entries.update(added)
     rows = np.concatenate([part.rows for part in searched])
     positions = copies.closest(found[0])
     train_rows = rows[found[0].rows[positions]]

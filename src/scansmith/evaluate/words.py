@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..metrics import Metric
 from ..metrics.classifier import Verdict
 from .copies import Copies
 
@@ -31,13 +32,11 @@ def is_are(count: int, noun: str) -> str:
     return f"{count:,} {noun} is" if count == 1 else f"{count:,} {noun}s are"
 
 
-def metric_words(name: str, entry: dict[str, Any], held_out: str) -> str:
+def metric_words(metric: Metric, entry: dict[str, Any], held_out: str) -> str:
     """One sentence for an entry that `compare` made."""
     value, floor, numbers = entry["value"], entry["floor"], f"{entry['title']}: {entry['value']:.3g}"
     if entry["better"] == "lower":
-        what = {"random_conv_frechet": "", "radiomics_frechet": " in grey values, noise and texture"}.get(
-            name, f" by {entry['title']}"
-        )
+        what = f" in {metric.words}" if metric.words else ""
         if entry["ratio"] is None:
             compared = (
                 "not at all"
@@ -47,17 +46,9 @@ def metric_words(name: str, entry: dict[str, Any], held_out: str) -> str:
             )
             return f"The synthetic scans differ from {held_out}{what} {compared} ({numbers})."
         return f"The synthetic scans differ from {held_out}{what} {times(entry['ratio'])} two sets of your real scans differ from each other ({numbers} against {floor:.3g})."
-    beside = "" if floor is None else f" (two sets of your real scans: {percent(floor)})"
-    return {
-        "precision": f"{percent(value)} of them lie within what real scans look like{beside}.",
-        "recall": f"They cover {percent(value)} of the variety of the real scans{beside}.",
-        "coverage": f"{percent(value)} of the real scans have a synthetic scan of their kind{beside}.",
-        "density": f"They lie {value:.2f} times as densely among the real scans as these do themselves"
-        + ("." if floor is None else f" (other real scans: {floor:.2f})."),
-    }.get(
-        name,
-        f"{entry['title']}: {value:.3g}" + ("." if floor is None else f" (two sets of your real scans: {floor:.3g})."),
-    )
+    said = metric.words.format(share=percent(value), value=f"{value:.2f}")
+    shown = percent(floor) if floor is not None and "{share}" in metric.words else f"{floor or 0:.2f}"
+    return said + ("." if floor is None else f" (two sets of your real scans: {shown}).")
 
 
 def classifier_words(verdict: Verdict) -> str:
@@ -74,41 +65,41 @@ def classifier_words(verdict: Verdict) -> str:
 def copy_words(entries: Entries, copies: Copies, searched: int) -> None:
     """Add the sentence to each entry that `copies.entries` made."""
     share, above = int(copies.copied.sum()), int(copies.above.sum())
-    real, fake = f"{len(copies.real):,} held-out scans", f"{len(copies.fake):,} synthetic scans"
+    real, fake = f"{len(copies.real):,} held-out images", f"{len(copies.fake):,} synthetic images"
     words = {
-        "nearest_training_median": "Half of the synthetic scans are more similar than this to a training scan; for held-out scans, which cannot be copies, see the floor.",
-        "nearest_training_p99": "One in a hundred synthetic scans is more similar than this to a training scan; the floor is the same for held-out scans.",
-        "above_holdout_p99": f"{is_are(above, 'synthetic scan')} more similar to a training scan than 99 % of the {real} are; without copies 1 % is to be expected.",
-        "near_copies": f"{share:,} of {fake} are near copies of one of {searched:,} training scans: too similar to it, and much nearer to it than to any held-out scan.",
-        "train_holdout_ratio": "How much nearer the training scans are than the held-out ones; well below the floor, which held-out scans give, means memorising.",
+        "nearest_training_median": "Half of the synthetic images are more similar than this to a training image; for held-out images, which cannot be copies, see the floor.",
+        "nearest_training_p99": "One in a hundred synthetic images is more similar than this to a training image; the floor is the same for held-out images.",
+        "above_holdout_p99": f"{is_are(above, 'synthetic image')} more similar to a training image than 99 % of the {real} are; without copies 1 % is to be expected.",
+        "near_copies": f"{share:,} of {fake} are near copies of one of {searched:,} training images: too similar to it, and much nearer to it than to any held-out image.",
+        "train_holdout_ratio": "How much nearer the training images are than the held-out ones; well below the floor, which held-out images give, means memorising.",
     }
     for name, sentence in words.items():
         if name in entries:
             entries[name]["words"] = sentence
 
 
-def memorising(copies: Copies | None) -> str:
-    """The sentence on memorised training scans."""
+def memorising(copies: Copies | None, unjudged: str) -> str:
+    """The sentence on memorised training scans; `unjudged` is the reason why there are no `copies`."""
     if copies is None:
-        return "Copies of training scans were not searched for, because no training scans were given (--train)."
+        return f"Nothing can be said about copies of training scans: {unjudged}."
     if copies.blind:
-        return "ALARM: some held-out scans are themselves copies of training scans, so that a copy made by the model cannot be told from them: remove duplicates or split by patient, then evaluate again."
+        return "ALARM: some held-out images are themselves copies of training images, so that a copy made by the model cannot be told from them: remove duplicates or split by patient, then evaluate again."
     count, all_of_them = int(copies.copied.sum()), len(copies.copied)
     if copies.alarm:
         found = (
-            f"{count:,} of {all_of_them:,} synthetic scans ({percent(count / all_of_them)}) are near copies of single training scans"
+            f"{count:,} of {all_of_them:,} synthetic images ({percent(count / all_of_them)}) are near copies of single training images"
             if count
             else "the synthetic scans lie much nearer to training scans than to held-out ones"
         )
         return f"ALARM, memorising: {found}. Do not share these scans before looking at the closest pairs and removing the copies."
     if count:
-        return f"No sign of wholesale memorising, but {is_are(count, 'synthetic scan')} close to a single training scan: look at the closest pairs before sharing."
+        return f"No sign of wholesale memorising, but {is_are(count, 'synthetic image')} close to a single training image: look at the closest pairs before sharing."
     few = (
         ""
         if len(copies.real) >= 50
-        else f" Only {len(copies.real)} held-out scans calibrate this search, so it is a weak one."
+        else f" Only {len(copies.real)} held-out images calibrate this search, so it is a weak one."
     )
-    return f"No sign of memorising: none of {all_of_them:,} synthetic scans is nearer to a training scan than held-out scans are by chance.{few}"
+    return f"No sign of memorising: none of {all_of_them:,} synthetic images is nearer to a training image than held-out images are by chance.{few}"
 
 
 def collapse(entries: Entries, repeated: tuple[int, int] | None) -> str | None:
@@ -127,7 +118,7 @@ def collapse(entries: Entries, repeated: tuple[int, int] | None) -> str | None:
             )
     if repeated is not None and repeated[0] > 0.1 * repeated[1]:
         reasons.append(
-            f"{repeated[0]:,} of {repeated[1]:,} resemble another synthetic scan more than real scans of different patients resemble each other"
+            f"{repeated[0]:,} of {repeated[1]:,} synthetic images resemble another one more than real images of different patients resemble each other"
         )
     return f"ALARM, little variety: {'; '.join(reasons)}." if reasons else None
 
@@ -142,10 +133,15 @@ def tell_tale(entries: Entries, drifted: list[str]) -> str | None:
 
 
 def verdict(
-    entries: Entries, copies: Copies | None, repeated: tuple[int, int] | None, drifted: list[str], count: int
+    entries: Entries,
+    copies: Copies | None,
+    unjudged: str,
+    repeated: tuple[int, int] | None,
+    drifted: list[str],
+    count: int,
 ) -> list[str]:
     """The sentences of the verdict, alarms first."""
-    memory = memorising(copies)
+    memory = memorising(copies, unjudged)
     alarms = [
         sentence
         for sentence in (memory, collapse(entries, repeated), tell_tale(entries, drifted))
@@ -156,7 +152,7 @@ def verdict(
     sentences = alarms + found + ([memory] if memory not in alarms else [])
     if count < 50:
         sentences.append(
-            f"Only {is_are(count, 'scan')} compared with equally many at a time: the numbers are rough, and small differences cannot be seen."
+            f"Only {is_are(count, 'image')} compared with equally many at a time: the numbers are rough, and small differences cannot be seen."
         )
     return sentences
 
@@ -165,11 +161,13 @@ def not_checked(
     size: tuple[int, int],
     native: tuple[int, int],
     correlated: bool,
+    split: str,
     split_level: str,
-    halved: bool,
     copies: Copies | None,
+    drawn: tuple[int, int],
 ) -> list[str]:
-    """What this evaluation cannot tell."""
+    """What this evaluation cannot tell; `drawn`: images a side in one draw, and real ones to draw from."""
+    count, held_out = drawn
     sentences = [
         "Usefulness: whether a model trained with these scans does better on real patients.",
         "Readers: no radiologist has looked at the scans.",
@@ -177,6 +175,18 @@ def not_checked(
         "Other hospitals: everything is measured against scans like yours.",
         "Another training: the intervals cover which scans were compared, not how a second training would turn out.",
     ]
+    if split == "train":
+        sentences.append(
+            "Unseen patients: the dataset holds nothing out, so the scans were compared with those that the model learned from, which flatters them."
+        )
+    if split == "validation":
+        sentences.append(
+            "Unseen patients: the dataset has no holdout, so validation scans stand in, on which the training was watched."
+        )
+    if count > 0.8 * held_out:
+        sentences.append(
+            f"Other real scans: each draw takes {'all' if count == held_out else f'{count:,} of the'} {held_out:,} real images that the synthetic ones are compared with, so the intervals leave out what another choice of these would change."
+        )
     if copies is not None:
         sentences.append(
             "Hidden copies: scans are compared as wholes, mirrored and moved by up to 2 in 64 pixels; a rotated, cropped, warped or partial copy can be missed, and none found does not prove that nobody can be recognised."
@@ -187,13 +197,16 @@ def not_checked(
         )
     if correlated:
         sentences.append(
-            "Correlated scans: several come from one patient but were drawn as if independent, so the intervals are too narrow."
+            "Correlated scans: several images come from one patient but were drawn as if independent, so the intervals are too narrow."
         )
     if split_level != "patient":
-        sentences.append(
-            "Patients: it is not known that training and held-out scans come from different patients, which would flatter the scans"
-            + (" and the floor." if halved else " and hide copies.")
+        doubt = (
+            "some are known by their study alone, so that studies of one patient may be both learned from and held out"
+            if split_level == "study"
+            else "it is not known that training and held-out scans come from different patients"
         )
+        harm = "and the floor" if split in ("half", "train") else "and hide copies"
+        sentences.append(f"Patients: {doubt}, which would flatter the scans {harm}.")
     return sentences
 
 

@@ -6,6 +6,8 @@ To add a reader, write one module with `sniff`, `inspect` and `read` and list it
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +26,7 @@ __all__ = [
     "discover",
     "read",
     "read_manifest",
+    "read_runs",
     "write",
     "write_manifest",
 ]
@@ -85,7 +88,7 @@ STRANGERS = {
 }
 
 
-def discover(root: Path) -> tuple[list[Source], list[Skipped]]:
+def discover(root: Path, only: Iterable[Path] | None = None) -> tuple[list[Source], list[Skipped]]:
     """List every scan below a folder (or in one file) from headers alone.
 
     Hidden files and those that usually lie beside scans (notes, tables, DICOMDIR) are passed over; everything else that
@@ -93,6 +96,7 @@ def discover(root: Path) -> tuple[list[Source], list[Skipped]]:
 
     Args:
         root: folder or file.
+        only: look at these files alone; None takes all.
 
     Returns:
         The scans and the skipped files, each sorted by path.
@@ -103,7 +107,7 @@ def discover(root: Path) -> tuple[list[Source], list[Skipped]]:
     root = Path(root)
     if not root.exists():
         raise ValueError(f"expected a folder of scans, found nothing at {root}: check the path")
-    files, skipped = _walk(root)
+    files, skipped = _walk(root) if only is None else (sorted(only), [])
     groups: dict[ModuleType, list[Path]] = {module: [] for module in READERS.values()}
     unknown: list[Skipped] = []
     for file in files:
@@ -157,6 +161,38 @@ def read(source: Source) -> Image:
         raise FormatError(
             f"expected a readable {source.format} file, found {explain(error, source.files)}: copy it again from its source"
         ) from error
+
+
+def read_runs(source: Source) -> tuple[list[tuple[int, Image]], list[Skipped]]:
+    """All that can be read of a scan: a slice that cannot is left out, and what lies before and behind it is read apart.
+
+    Returns:
+        (number of its first slice, voxels) of each run of slices, and the files that cannot be read.
+    """
+    runs: list[tuple[int, Image]] = []
+    broken: list[Skipped] = []
+    left = [(0, source)]
+    while left:
+        first, part = left.pop()
+        try:
+            runs.append((first, read(part)))
+        except (FormatError, OSError) as error:
+            named = str(error.file if isinstance(error, FormatError) else error.filename)
+            at = next((k for k, file in enumerate(part.files) if str(file) == named), None)
+            broken.append(Skipped(part.files[at or 0], _reason(error)))
+            if part.format != "dicom" or at is None:
+                continue
+            # The stack gives them back in their order.
+            for start, files in ((at + 1, part.files[at + 1 :]), (0, part.files[:at])):
+                if files:
+                    left.append((first + start, replace(part, files=files, shape=(*part.shape[:2], len(files)))))
+    return runs, broken
+
+
+def _reason(error: FormatError | OSError) -> str:
+    if isinstance(error, FormatError):
+        return str(error)
+    return f"cannot be opened ({error.strerror or type(error).__name__}): check its permissions"
 
 
 def _walk(root: Path) -> tuple[list[Path], list[Skipped]]:

@@ -132,14 +132,22 @@ def inspect(files: list[Path]) -> tuple[list[Source], list[Skipped]]:
 
 
 def read(source: Source) -> Image:
-    """Voxels after the modality LUT: HU for CT, padding as air or background, MONOCHROME1 inverted (not CT)."""
+    """Voxels after the modality LUT: HU for CT, padding as air or background, MONOCHROME1 inverted (not CT).
+
+    Raises:
+        FormatError: a file cannot be decoded; it is named.
+        OSError: a file cannot be opened.
+    """
     planes: list[np.ndarray] = []
     headers: list[Slice] = []
     notes = list(source.notes)
     for file in source.files:
-        dataset = open_dataset(file)
-        header = _slice(file, dataset)
-        plane, words = plane_values(dataset, header.modality, file.stat().st_size)
+        plane, header, words = _read_slice(file)
+        if planes and plane.shape != planes[0].shape:
+            raise FormatError(
+                f"expected slices of one size, found {planes[0].shape} and {plane.shape} in one series: the files changed since they were listed",
+                file,
+            )
         planes.append(plane)
         headers.append(header)
         notes += words
@@ -147,12 +155,7 @@ def read(source: Source) -> Image:
     dtype = np.dtype(np.float32) if floating else np.result_type(*planes)
     array = np.empty((*planes[0].shape, len(planes)), dtype)
     for index, plane in enumerate(planes):
-        if plane.shape != planes[0].shape:
-            raise FormatError(
-                f"expected slices of one size, found {planes[0].shape} and {plane.shape} in one series: the files changed since they were listed"
-            )
         array[..., index] = plane
-    require_finite(array)
     return Image(
         array,
         affine(headers),
@@ -161,6 +164,29 @@ def read(source: Source) -> Image:
         headers[0].spacing is not None,
         tuple(dict.fromkeys(notes)),
     )
+
+
+def _read_slice(file: Path) -> tuple[np.ndarray, Slice, list[str]]:
+    """One file: values (C, I, J), header, and what was altered.
+
+    Raises:
+        FormatError: with the file.
+        OSError: the file cannot be opened.
+    """
+    try:
+        dataset = open_dataset(file)
+        header = _slice(file, dataset)
+        plane, words = plane_values(dataset, header.modality, file.stat().st_size)
+        require_finite(plane)
+    except FormatError as error:
+        raise FormatError(str(error), file) from error
+    except OSError:
+        raise
+    except Exception as error:  # decoders raise anything on broken bytes
+        raise FormatError(
+            f"expected a readable dicom file, found {explain(error, (file,))}: copy it again from its source", file
+        ) from error
+    return plane, header, words
 
 
 def pixel_digest(file: Path) -> str:

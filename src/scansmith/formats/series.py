@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ..image import PROJECTION
-from .source import MAX_VOXELS, Skipped
+from .source import LPS_TO_RAS, MAX_VOXELS, Skipped
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SAME_POSITION_MM = 0.01
 Stack = tuple[list["Slice"], tuple[str, ...]]
 

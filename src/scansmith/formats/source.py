@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+# DICOM and ITK say where a voxel lies with axes to the left and to the back, `Image` to the right and to the front.
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # No scan this version can use is larger; a header that claims more is broken or hostile.
 MAX_VOXELS = 2**31
 
@@ -58,7 +60,15 @@ class Skipped:
 
 
 class FormatError(ValueError):
-    """A file that cannot be read; the message is a sentence like `Skipped.reason`."""
+    """A file that cannot be read; the message is a sentence like `Skipped.reason`.
+
+    Attributes:
+        file: which file of a series it is; None where the scan is one file.
+    """
+
+    def __init__(self, reason: str, file: Path | None = None) -> None:
+        super().__init__(reason)
+        self.file = file
 
 
 def explain(error: Exception, files: tuple[Path, ...]) -> str:

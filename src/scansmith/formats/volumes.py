@@ -12,9 +12,18 @@ from typing import Any
 import numpy as np
 
 from ..image import MODALITIES, Image
-from .source import FormatError, Skipped, Source, check_size, explain, require_finite, rescale, silent_stderr
+from .source import (
+    LPS_TO_RAS,
+    FormatError,
+    Skipped,
+    Source,
+    check_size,
+    explain,
+    require_finite,
+    rescale,
+    silent_stderr,
+)
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 DEFLATE_EXPANSION = 1032.0  # the most bytes that one byte of deflate can become
 NIFTI_SIZES = {348: 1, 540: 2}  # sizeof_hdr -> version
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}

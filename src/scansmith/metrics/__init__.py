@@ -26,7 +26,8 @@ class Metric(NamedTuple):
         extractor: what the features are, in words.
         better: "lower" is a distance (0 for equal sets), "higher" a share (about 1 for equal sets).
         least: images needed on each side; with fewer the number says nothing.
-        words: what it measures, to follow "The synthetic scans ..." in a sentence for a doctor.
+        words: for a doctor. A distance: in what the scans differ ("texture"), or nothing. A share: a sentence without full
+            stop that holds the number as {share} (in percent) or {value}.
     """
 
     title: str
@@ -49,7 +50,7 @@ def _random_conv(
 
 
 METRICS: dict[str, Metric] = {
-    "random_conv_frechet": _random_conv("Random-conv Fréchet distance", frechet, "lower", 2, "overall look"),
+    "random_conv_frechet": _random_conv("Random-conv Fréchet distance", frechet, "lower", 2, ""),
     "radiomics_frechet": Metric(
         "Radiomics Fréchet distance",
         radiomics.radiomics_frechet,
@@ -59,10 +60,18 @@ METRICS: dict[str, Metric] = {
         2,
         "grey values, noise and texture",
     ),
-    "precision": _random_conv("Precision", prdc.precision, "higher", 10, "are as realistic as real ones"),
-    "recall": _random_conv("Recall", prdc.recall, "higher", 10, "of the variety of the real scans is reached"),
-    "density": _random_conv("Density", prdc.density, "higher", 10, "how densely they lie among the real scans"),
+    "precision": _random_conv(
+        "Precision", prdc.precision, "higher", 10, "{share} of them lie within what real scans look like"
+    ),
+    "recall": _random_conv("Recall", prdc.recall, "higher", 10, "They cover {share} of the variety of the real scans"),
+    "density": _random_conv(
+        "Density",
+        prdc.density,
+        "higher",
+        10,
+        "They lie {value} times as densely among the real scans as these do themselves",
+    ),
     "coverage": _random_conv(
-        "Coverage", prdc.coverage, "higher", 10, "of the real scans have a synthetic one of their kind"
+        "Coverage", prdc.coverage, "higher", 10, "{share} of the real scans have a synthetic scan of their kind"
     ),
 }

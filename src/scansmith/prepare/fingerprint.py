@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import formats, intensity
-from ..formats import FormatError, Skipped, Source
+from ..formats import Skipped, Source
 from ..image import MODALITIES
 from ..runtime import Progress, derive_seed
 from . import labels as label_sources
@@ -50,7 +50,7 @@ class Plan:
         dtype: in which every value is stored exactly.
         scans, patients: how many are used; a scan without a known patient counts as one.
         images: expected number of 2-D images, before empty slices and duplicates go.
-        split_level: "patient", or "image" when some patients are unknown.
+        split_level: "patient"; "study" when some patients are known by their study alone; "image" when some are unknown.
         labels: class names, sorted; empty without labels.
         skip_masks: label maps lie among the scans and are left out.
         reasons: every choice in words.
@@ -244,7 +244,6 @@ def patient_keys(sources: Sequence[Source], root: Path) -> tuple[list[str], str,
     Patient ID, else the study, else the scan itself, whose slices at least stay together.
     """
     keys: list[str] = []
-    known = 0
     for source in sources:
         named = source.patient is not None and source.patient.strip().lower() not in PLACEHOLDERS
         if named:
@@ -253,12 +252,15 @@ def patient_keys(sources: Sequence[Source], root: Path) -> tuple[list[str], str,
             keys.append(f"study:{source.study}")
         else:
             keys.append(f"scan:{source.files[0].relative_to(root).as_posix()}")
-        known += not keys[-1].startswith("scan:")
-    if known == len(keys):
-        studies = sum(key.startswith("study:") for key in set(keys))
-        words = f"split by patient: {_plural(len(set(keys)), 'patient')}"
-        return keys, "patient", words + (f" ({studies} known by their study alone)" if studies else "")
-    who = "no patient known" if not known else f"patient unknown for {len(keys) - known} of {len(keys)} scans"
+    kinds = Counter(key.split(":")[0] for key in keys)
+    if not kinds["scan"] and not kinds["study"]:
+        return keys, "patient", f"split by patient: {_plural(len(set(keys)), 'patient')}"
+    if not kinds["scan"]:
+        nameless = f"Patient ID (0010,0020) is empty or a placeholder in {kinds['study']} of {len(keys)} scans"
+        words = "only the scans of one study stay together; one patient's studies may lie on both sides"
+        return keys, "study", f"study-level split: {nameless}, of which {words}"
+    known = len(keys) - kinds["scan"]
+    who = "no patient known" if not known else f"patient unknown for {kinds['scan']} of {len(keys)} scans"
     together = ", slices of one scan stay together" if any(images_in(source) > 1 for source in sources) else ""
     return keys, "image", f"image-level split: {who}{together}; one patient's scans may lie on both sides"
 
@@ -269,10 +271,9 @@ def _look_at_some(sources: list[Source], kind: str, seed: int, quiet: bool) -> l
     first_reason = ""
     with Progress("inspect", len(chosen), "scans", quiet=quiet) as progress:
         for number, source in enumerate(chosen):
-            try:
-                looks.append(look(source, kind, derive_seed(seed, "look", number)))
-            except (FormatError, OSError) as error:
-                first_reason = first_reason or f"{source.files[0].name}: {error}"
+            seen, broken = look(source, kind, derive_seed(seed, "look", number))
+            looks += [seen] if seen else []
+            first_reason = first_reason or next((f"{entry.file.name}: {entry.reason}" for entry in broken), "")
             progress.update(number + 1)
     if not looks:
         raise ValueError(
@@ -281,14 +282,17 @@ def _look_at_some(sources: list[Source], kind: str, seed: int, quiet: bool) -> l
     return looks
 
 
-def look(source: Source, kind: str, seed: int) -> Look:
-    """Read one scan for the plan."""
-    image = formats.read(source)
+def look(source: Source, kind: str, seed: int) -> tuple[Look | None, list[Skipped]]:
+    """Read one scan for the plan, of a broken series the longest run of slices; and the files that cannot be read."""
+    runs, broken = formats.read_runs(source)
+    if not runs:
+        return None, broken
+    image = max((image for _, image in runs), key=lambda image: image.array.shape[3])
     slices = cut(image, source.format)
     empty = why_empty(slices, kind, source.dimensions)
     values = np.random.default_rng(seed).choice(image.array.ravel(), 2048).astype(np.float32)
     height, width = slices.array.shape[-2:]
-    return Look(
+    seen = Look(
         height,
         width,
         slices.spacing,
@@ -300,6 +304,7 @@ def look(source: Source, kind: str, seed: int) -> Look:
         values,
         image.notes,
     )
+    return seen, broken
 
 
 def _without_masks(looks: list[Look]) -> tuple[list[Look], bool, list[str]]:

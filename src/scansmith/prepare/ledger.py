@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..formats import Skipped
 from ..intensity import IntensityMap
 from .store import Stored
 
@@ -26,12 +27,13 @@ class Ledger:
     values: dict[int, np.ndarray] = field(default_factory=dict)  # scan -> drawn voxels
     first: dict[str, int] = field(default_factory=dict)  # hash -> row that is kept
     copies: list[tuple[int, int, int]] = field(default_factory=list)  # (scan, slice, row it copies)
-    skipped: list[tuple[int, str]] = field(default_factory=list)  # (scan, reason)
+    skipped: list[tuple[int, Skipped]] = field(default_factory=list)  # (scan, the file of it and why)
     empty: Counter[str] = field(default_factory=Counter)  # reason -> slices
 
     def note(self, scan: int, stored: Stored) -> Iterator[np.ndarray]:
         """Take in one scan; yields the images to store, copies of earlier ones left out."""
         self.empty.update(stored.empty)
+        self.skipped += [(scan, entry) for entry in stored.broken]
         self.windows[scan] = stored.window
         self.values[scan] = stored.values
         for image, k, affine, digest in zip(stored.images, stored.slices, stored.affines, stored.hashes):

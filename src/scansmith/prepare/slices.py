@@ -17,7 +17,8 @@ AS_STORED = ("dicom", "png", "jpeg")
 DISPLAY = {2: ((0, -1), (1, -1)), 1: ((0, -1), (2, -1)), 0: ((1, -1), (2, -1))}
 SAME_SPACING = 0.02
 LEAST_FOREGROUND = 0.02
-AIR_HU = -500.0
+# A CT pixel above it is tissue; air and most of the lung lie below.
+FOREGROUND_HU = -500.0
 # Measured: at most 0.73 in scans (8-bit CT with saturated bone), at least 0.89 in label maps of up to 100 labels.
 MASK_AGREEMENT = 0.85
 
@@ -90,7 +91,7 @@ def _slice_axis(image: Image, world: tuple[int, ...]) -> int:
 def foreground(slices: Slices, modality: str) -> np.ndarray:
     """(K,) share of each slice's pixels that are above background: air in CT, the volume's mean otherwise."""
     array = slices.array
-    level = AIR_HU if modality == "CT" else float(array.mean(dtype=np.float64))
+    level = FOREGROUND_HU if modality == "CT" else float(array.mean(dtype=np.float64))
     return np.array([float((piece > level).mean()) for piece in array])
 
 

@@ -11,13 +11,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
 
 from .. import formats, intensity
-from ..formats import FormatError, Source
+from ..formats import Skipped, Source
 from ..image import Image
 from ..intensity import IntensityMap
 from ..runtime import cpu_count, derive_seed
@@ -47,6 +47,7 @@ class Stored:
         values: voxels drawn from the kept slices, float32.
         hashes: SHA-256 of each stored image.
         empty: reason -> how many slices were dropped for it.
+        broken: files of the series that cannot be read; their slices are missing.
     """
 
     images: np.ndarray
@@ -58,22 +59,29 @@ class Stored:
     values: np.ndarray
     hashes: list[str]
     empty: dict[str, int]
+    broken: list[Skipped] = field(default_factory=list)
 
 
-def store(source: Source, plan: Plan, draws: int, seed: int) -> Stored | str:
-    """Read one scan and bring it to the dataset's grid, or say in one sentence why it is skipped."""
-    try:
-        return _store(formats.read(source), source, plan, draws, seed)
-    except FormatError as error:
-        return str(error)
-    except OSError as error:
-        return f"cannot be opened ({error.strerror or type(error).__name__}): check its permissions"
+def store(source: Source, plan: Plan, draws: int, seed: int) -> Stored | list[Skipped]:
+    """Read one scan and bring it to the dataset's grid, or say which of its files are skipped and why."""
+    runs, broken = formats.read_runs(source)
+    if not runs:
+        return broken
+    stored = _store(runs, source, plan, draws, seed)
+    if isinstance(stored, str):
+        return [Skipped(source.files[0], stored), *broken]
+    return replace(stored, broken=broken)
 
 
-def _store(image: Image, source: Source, plan: Plan, draws: int, seed: int) -> Stored | str:
-    if image.array.shape[0] != plan.channels:
-        return f"expected {plan.channels} channels, found {image.array.shape[0]}"
-    slices = cut(image, source.format)
+def _store(runs: list[tuple[int, Image]], source: Source, plan: Plan, draws: int, seed: int) -> Stored | str:
+    """The stored images, or one sentence that says why the scan is skipped; `runs` as `formats.read_runs` gives them."""
+    channels = runs[0][1].array.shape[0]
+    if channels != plan.channels:
+        return f"expected {plan.channels} channels, found {channels}"
+    parts = [cut(image, source.format) for _, image in runs]
+    # Of each slice: the run that holds it, its place there, and its number in the series.
+    places = [(part, k, first + k) for (first, _), part in zip(runs, parts) for k in range(len(part.array))]
+    slices = parts[0] if len(parts) == 1 else parts[0].with_array(np.concatenate([part.array for part in parts]))
     if slices.array.dtype.itemsize > 4 or not slices.array.dtype.isnative:
         slices = slices.with_array(slices.array.astype(common_dtype([slices.array.dtype])))
     if plan.skip_masks and is_mask(slices.array):
@@ -86,18 +94,18 @@ def _store(image: Image, source: Source, plan: Plan, draws: int, seed: int) -> S
     values = slices.array.ravel()[:: (slices.array.size // MOST_VOXELS) | 1]
     grey_levels = stores_grey_levels(slices.array.dtype, plan.modality, source.dimensions)
     by_scan = plan.modality != "CT" or grey_levels
-    window = (
-        intensity.choose(plan.modality, values, np.dtype(np.uint8 if grey_levels else np.float32))[0]
-        if by_scan
-        else None
-    )
+    dtype = np.dtype(np.uint8 if grey_levels else np.float32)
+    try:
+        window = intensity.choose(plan.modality, values, dtype)[0] if by_scan else None
+    except ValueError as error:  # all the drawn voxels are equal
+        return str(error)
     place = Placement.choose(slices.array.shape[-2:], slices.spacing, (plan.height, plan.width), plan.spacing)
     images = place.apply(slices.array[kept], background(AIR if window is None else window.low, slices.array.dtype))
     known = slices.spacing is not None
     return Stored(
         images=images,
-        slices=kept,
-        affines=[np.round(place.affine(slices, k), 9).tolist() if known else None for k in kept],
+        slices=[places[k][2] for k in kept],
+        affines=[np.round(place.affine(*places[k][:2]), 9).tolist() if known else None for k in kept],
         spacing=place.spacing(slices.spacing) if slices.spacing is not None else None,
         crop=[round(value, 6) for value in place.box],
         window=window,
@@ -117,12 +125,14 @@ def background(value: float, dtype: np.dtype) -> float:
 Task = tuple[list[Source], Plan, int, list[int]]
 
 
-def _work(task: Task) -> list[Stored | str]:
+def _work(task: Task) -> list[Stored | list[Skipped]]:
     sources, plan, draws, seeds = task
     return [store(source, plan, draws, seed) for source, seed in zip(sources, seeds)]
 
 
-def store_all(sources: Sequence[Source], plan: Plan, workers: int | None, seed: int) -> Iterator[Stored | str]:
+def store_all(
+    sources: Sequence[Source], plan: Plan, workers: int | None, seed: int
+) -> Iterator[Stored | list[Skipped]]:
     """`store` of every scan, in order, one scan (or one task a worker) in memory at a time.
 
     Args:
@@ -148,14 +158,14 @@ def store_all(sources: Sequence[Source], plan: Plan, workers: int | None, seed: 
         yield from results
 
 
-def _ordered(tasks: list[Task], count: int) -> Iterator[list[Stored | str]]:
+def _ordered(tasks: list[Task], count: int) -> Iterator[list[Stored | list[Skipped]]]:
     """Results in the tasks' order, at most two tasks a worker ahead of the reader."""
     done = 0
     if count > 1:
         # "spawn": no threads or locks of this process are copied, the same on every system.
         pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_begin_worker)
         try:
-            waiting: deque[Future[list[Stored | str]]] = deque()
+            waiting: deque[Future[list[Stored | list[Skipped]]]] = deque()
             remaining = iter(tasks)
             waiting.extend(pool.submit(_work, task) for task in islice(remaining, 2 * count))
             while waiting:

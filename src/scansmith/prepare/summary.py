@@ -92,7 +92,7 @@ def report(found: Survey, ledger: Ledger, root: Path, info: dict[str, Any]) -> d
         for scan, k, row in ledger.copies
     ]
     skipped = [{"file": str(entry.file), "reason": entry.reason} for entry in found.skipped]
-    skipped += [{"file": str(sources[scan].files[0]), "reason": reason} for scan, reason in ledger.skipped]
+    skipped += [{"file": str(entry.file), "reason": entry.reason} for _, entry in ledger.skipped]
     return {
         "dataset": str(root),
         "scans": len(ledger.values),
@@ -113,14 +113,15 @@ def _sentences(
         for line in plan.reasons
     ]
     sizes = _split_sizes(columns)
-    whole = "patients" if plan.split_level == "patient" else "scans"
+    whole = {"patient": "patient", "study": "patient or study"}.get(plan.split_level, "scan")
+    wholes = {"patient": "patients", "study": "patients or studies"}.get(plan.split_level, "scans")
     sentences.append(
         "split: "
-        + ", ".join(f"{split} {size['images']} images ({size['patients']} {whole})" for split, size in sizes.items())
+        + ", ".join(f"{split} {size['images']} images ({size['patients']} {wholes})" for split, size in sizes.items())
     )
     if sizes["holdout"]["images"] == 0:
         sentences.append(
-            "nothing is held out, because there is one patient only: what is learned cannot be judged on unseen patients"
+            f"nothing is held out, because there is one {whole} only: what is learned cannot be judged on unseen patients"
         )
     if plan.dtype != found.plan.dtype:
         sentences.append("stored as float32, because the scans' own number types differ")
@@ -168,9 +169,9 @@ def _skipped(found: Survey, ledger: Ledger, names: Pseudonyms) -> list[dict[str,
         {"case": names.case(entry.file), "reason": scrub(entry.reason, _file_words(entry.file))}
         for entry in found.skipped
     ]
-    for scan, reason in ledger.skipped:
-        source = found.sources[scan]
-        known.append({"case": names.case(source.files[0]), "reason": scrub(reason, _source_words(source))})
+    for scan, entry in ledger.skipped:
+        words = _source_words(found.sources[scan])
+        known.append({"case": names.case(entry.file), "reason": scrub(entry.reason, words)})
     return known
 
 

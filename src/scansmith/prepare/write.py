@@ -73,10 +73,10 @@ def _require_enough(ledger: Ledger, scans: Path, root: Path) -> None:
     if found >= LEAST_IMAGES:
         return
     prepared.clear(root)
-    reasons = Counter(ledger.empty) + Counter(reason for _, reason in ledger.skipped)
+    reasons = Counter(ledger.empty) + Counter(entry.reason for _, entry in ledger.skipped)
     why = f"; the commonest reason: {reasons.most_common(1)[0][0]}" if reasons else ""
     raise ValueError(
-        f"expected at least {LEAST_IMAGES} images to learn from in {scans}, found {found}: {len(ledger.skipped)} scans were skipped, "
+        f"expected at least {LEAST_IMAGES} images to learn from in {scans}, found {found}: {len(ledger.skipped)} scans or slices were skipped, "
         f"{sum(ledger.empty.values())} slices are empty and {len(ledger.copies)} images are copies{why}"
     )
 
@@ -105,8 +105,8 @@ def _stream(found: Survey, plan: Plan, ledger: Ledger, workers: int | None, seed
         for scan, stored in enumerate(store_all(found.sources, plan, workers, seed)):
             done += images_in(found.sources[scan])
             progress.update(done)
-            if isinstance(stored, str):
-                ledger.skipped.append((scan, stored))
+            if isinstance(stored, list):
+                ledger.skipped += [(scan, entry) for entry in stored]
                 continue
             if plan.dtype not in (stored.images.dtype.name, "float32"):
                 raise _NeedsFloat

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,17 +98,20 @@ class RunFolder:
 
     @cached_property
     def model_hash(self) -> str | None:
-        """The hash that stands in the synthetic scans; without them that of the model folder, computed as `model` does."""
+        """The hash that stands in the synthetic scans; without them that of the model folder."""
+        from ..model import digest
+
         named = self.images.get("model") or (self.metrics.get("fake") or {}).get("model")
-        return (
-            str(named) if named else _hash(self.model_folder / "model.safetensors", self.model_folder / "config.json")
-        )
+        try:
+            return str(named) if named else digest(self.model_folder)
+        except OSError:
+            return None
 
     @cached_property
     def data_hash(self) -> str | None:
-        """The hash of the dataset as `prepare` or the model names it; without it that of its manifest."""
+        """The hash of the dataset as `prepare` or the model names it."""
         named = (self.dataset.info.get("hash") if self.dataset is not None else None) or self.model.get("data_hash")
-        return str(named) if named else _hash(self.root / "dataset" / "manifest.json")
+        return str(named) if named else None
 
     # ------------------------------------------------------------------------------------------------ images
 
@@ -199,10 +201,3 @@ def images_seen(path: Path) -> int | None:
     """The number of images seen that a sample sheet's name holds."""
     number = _digits(path)
     return number if number >= 0 else None
-
-
-def _hash(*paths: Path) -> str | None:
-    """First 16 hex digits of SHA-256 over the files' bytes, None when one is missing."""
-    if not all(path.is_file() for path in paths):
-        return None
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]

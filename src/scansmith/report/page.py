@@ -259,6 +259,7 @@ def split_words(level: Any) -> str:
     """What the split into training and holdout keeps apart."""
     return {
         "patient": "by patient: no patient is on two sides",
+        "study": "study-level split: some patients are known by their study alone, so studies of one patient may be on two sides",
         "image": "image-level split: no patient is known, so images of one patient may be on two sides",
     }.get(str(level), "not known")
 
@@ -556,7 +557,7 @@ def setup_words(measured: dict[str, Any]) -> list[str]:
         words.append(
             f"Values are over {number(measured['draws'])} random draws of {number(measured['compared_per_draw'])} images a side; the interval says how far they vary between draws."
         )
-    if real.get("split_level") in ("image", "unknown"):
+    if real.get("split_level") in ("study", "image", "unknown"):
         words.append(
             "Real and training images were not kept apart by patient, so that a copied patient is harder to notice and the scores look better than they would in new patients."
         )
