@@ -20,7 +20,6 @@ SIDES = (32, 64, 128, 256, 512)
 # A grid is taken only if the minutes show this many images per pixel of its longer side: below, sharper is not better.
 # Measured at 64 px: 20,000 hands are recognisable, with different poses (docs/log.md).
 IMAGES_PER_PIXEL = 20_000 / 64
-USUAL = 1.03  # a usual step over the fastest one, on a quiet machine
 OVERHEAD = 0.05  # share of the training time that ticks take: samples, features, sheet, checkpoint
 
 
@@ -135,8 +134,8 @@ def reason_for(target: int, images: float) -> str:
 def fastest_machine(recipe: Recipe, task: Task, device: torch.device, budget_s: float) -> tuple[Recipe, float]:
     """The fastest of bf16 and fp32, channels-last and NCHW, all or half the cores, and its seconds a step.
 
-    The candidates take turns, so that a busy moment of the machine meets all alike; each is judged by its fastest step,
-    since other work only ever adds time. What fails here, or is three times slower, is left out.
+    The candidates take turns, so that a busy moment of the machine meets all alike. Each is judged by the lower quartile of
+    its steps, since other work only ever adds time. What fails here, or is three times slower, is left out.
     """
     cores = cpu_count() if device.type == "cpu" else 0
     plain = replace(recipe, precision="fp32", channels_last=False, threads=cores)
@@ -144,32 +143,38 @@ def fastest_machine(recipe: Recipe, task: Task, device: torch.device, budget_s: 
     if cores >= 4:
         candidates.append(replace(candidates[-1], threads=cores // 2))
     steps = {candidate: stepper(candidate, task, device) for candidate in candidates}
-    best: dict[Recipe, float] = {}
+    times: dict[Recipe, list[float]] = {candidate: [] for candidate in candidates}
     began, rounds = time.monotonic(), 0
     while rounds < 4 or time.monotonic() - began < budget_s:
         for candidate in list(steps):
             try:
                 seconds = steps[candidate]()
             except RuntimeError:  # an operator without this precision or layout on this machine
-                best.pop(candidate, None)
-                del steps[candidate]
+                del steps[candidate], times[candidate]
                 continue
             if rounds > 0:  # the first step warms up
-                best[candidate] = min(seconds, best.get(candidate, seconds))
+                times[candidate].append(seconds)
         rounds += 1
         if rounds == 3:
-            steps = {candidate: step for candidate, step in steps.items() if best[candidate] < 3.0 * min(best.values())}
-    fastest = min(best, key=best.__getitem__)
-    return fastest, best[fastest] * USUAL
+            least = min(min(values) for values in times.values())
+            steps = {candidate: step for candidate, step in steps.items() if min(times[candidate]) < 3.0 * least}
+    usual = {candidate: quartile(times[candidate]) for candidate in steps}
+    fastest = min(usual, key=usual.__getitem__)
+    return fastest, usual[fastest]
 
 
 def time_step(recipe: Recipe, task: Task, device: torch.device, budget_s: float) -> float:
-    """Seconds of a whole training step on noise, from the fastest after one step of warming up."""
+    """Seconds of a whole training step on noise: the lower quartile, after one step of warming up."""
     step, began = stepper(recipe, task, device), time.monotonic()
     times: list[float] = []
     while len(times) < 4 or time.monotonic() - began < budget_s:
         times.append(step())
-    return min(times[1:]) * USUAL
+    return quartile(times[1:])
+
+
+def quartile(values: list[float]) -> float:
+    """The lower quartile."""
+    return float(np.quantile(values, 0.25))
 
 
 def stepper(recipe: Recipe, task: Task, device: torch.device) -> Callable[[], float]:
