@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Tests run in one process per core: more threads than cores make every OpenMP barrier wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Property tests draw the same cases every time.
+settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
+settings.load_profile("fixed")
 
 SHARED = Path(os.environ.get("SCANSMITH_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

@@ -122,7 +122,7 @@ def test_classes_are_spread_in_proportion_and_the_totals_are_kept(sizes):
     totals = split.counts(sum(sizes))
     for label, size in enumerate(sizes):
         own = Counter(chosen[name] for name in names if names[name] == str(label))
-        assert all(abs(own[part] - size * totals[part] / sum(sizes)) < 2 for part in SPLITS)
+        assert all(abs(own[part] - size * totals[part] / sum(sizes)) < 1 for part in SPLITS)
 
 
 @given(

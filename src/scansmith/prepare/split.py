@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 from ..dataset import SPLITS
 
 FRACTIONS = {"train": 0.70, "validation": 0.10, "calibration": 0.05, "holdout": 0.15}
@@ -81,19 +83,29 @@ def assign(hashes: Mapping[str, Iterable[str]], labels: Mapping[str, str | None]
 
 
 def _quotas(sizes: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """Class -> split -> patients: rows add up to the classes' sizes and columns to `counts` of all (controlled rounding)."""
+    """Class -> split -> patients: rows add up to the classes' sizes and columns to `counts` of all.
+
+    Controlled rounding (Cox 1987): every cell is its exact share rounded down or up. Which are rounded up is a transport
+    problem, whose linear programme has whole-number solutions; those furthest above a whole number go first.
+    """
+    from scipy.optimize import linprog
+
     total = sum(sizes.values())
     wanted = counts(total)
-    exact = {(name, split): sizes[name] * wanted[split] / total for name in sorted(sizes) for split in SPLITS}
-    quota = {cell: int(value + 1e-9) for cell, value in exact.items()}
-    row = {name: sizes[name] - sum(quota[name, split] for split in SPLITS) for name in sizes}
-    column = {split: wanted[split] - sum(quota[name, split] for name in sizes) for split in SPLITS}
-    while any(row.values()):
-        # What is left over goes where the rounding took most, as long as class and split have room.
-        name, split = max(
-            (cell for cell in exact if row[cell[0]] and column[cell[1]]), key=lambda cell: exact[cell] - quota[cell]
-        )
-        quota[name, split] += 1
-        row[name] -= 1
-        column[split] -= 1
-    return {name: {split: quota[name, split] for split in SPLITS} for name in sizes}
+    names = sorted(sizes)
+    exact = np.array([[sizes[name] * wanted[split] / total for split in SPLITS] for name in names])
+    down = np.floor(exact + 1e-9)
+    rest = np.clip(exact - down, 0.0, None)
+    rows, columns = np.indices(exact.shape)
+    lines = [rows.ravel() == row for row in range(len(names))] + [
+        columns.ravel() == column for column in range(len(SPLITS))
+    ]
+    sums = [
+        *(np.array([sizes[name] for name in names]) - down.sum(axis=1)),
+        *(np.array([wanted[split] for split in SPLITS]) - down.sum(axis=0)),
+    ]
+    bounds = [(0, 1 if value > 1e-9 else 0) for value in rest.ravel()]
+    up = linprog(-rest.ravel(), A_eq=np.array(lines, float), b_eq=sums, bounds=bounds, method="highs-ds")
+    assert up.success, up.message
+    quota = (down + np.rint(up.x).reshape(exact.shape)).astype(int)
+    return {name: dict(zip(SPLITS, row.tolist())) for name, row in zip(names, quota)}

@@ -151,7 +151,8 @@ def lines(
     from matplotlib import rc_context
 
     with rc_context(RC):
-        figure, axes = _figure(3.5, 2.5, top=0.3 if len(series) > 1 else 0.08)
+        # Tick labels such as 0.0001 are wide.
+        figure, axes = _figure(3.5, 2.5, left=0.8 if log else 0.6, top=0.3 if len(series) > 1 else 0.08)
         for one in series:
             options = {
                 "color": COLOURS[one["colour"]],
