@@ -14,11 +14,10 @@ INFO = {"modality": "CT", "labels": ["a", "b"]}
 
 
 def columns(count):
-    rows = {name: [0] * count for name in dataset.COLUMNS}
-    return rows | {
+    return {
         "case": [f"case{i}" for i in range(count)],
         "split": ["train", "holdout"] * (count // 2) + ["train"] * (count % 2),
-        "label": ["a", None, "b"] * (count // 3) + ["a"] * (count % 3),
+        "label": ["a", "", "b"] * (count // 3) + ["a"] * (count % 3),
         "low": [-1024.0] * count,
         "high": [1000.0] * count,
         "units": ["HU"] * count,
@@ -47,7 +46,7 @@ def test_rows_come_back_bit_for_bit_whatever_the_shards(tmp_path, monkeypatch, c
 def test_shards_are_plain_npy_files_of_the_true_length(tmp_path):
     array = images(5)
     dataset.write(tmp_path, INFO, columns(5), array, np.dtype(np.int16), (1, 5, 7))
-    np.testing.assert_array_equal(np.load(tmp_path / "images-00000.npy", allow_pickle=False), array, strict=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "images-0001-00000.npy", allow_pickle=False), array, strict=True)
 
 
 def test_rows_of_a_split_and_classes_follow_the_manifest(tmp_path):
@@ -90,15 +89,15 @@ def test_an_interrupted_write_leaves_no_dataset_and_the_next_one_leaves_nothing_
     dataset.write(tmp_path, INFO, columns(4), array[:4], np.dtype(np.int16), (1, 5, 7))
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
         "dataset.json",
-        "manifest.json",
-        "images-00000.npy",
+        "manifest-0001.npz",
+        "images-0001-00000.npy",
     }
 
 
 def test_a_copy_that_lost_a_shard_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "SHARD_BYTES", 2 * 70)
     dataset.write(tmp_path, INFO, columns(6), images(6), np.dtype(np.int16), (1, 5, 7))
-    (tmp_path / "images-00001.npy").unlink()
+    (tmp_path / "images-0001-00001.npy").unlink()
     with pytest.raises(ValueError, match=r"expected 6 images .* found 4"):
         Dataset.open(tmp_path)
 

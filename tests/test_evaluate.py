@@ -42,8 +42,7 @@ def prepared(
     """A prepared dataset of these (N, C, H, W) images."""
     images = np.concatenate([train, holdout])
     count = len(images)
-    columns = {name: [None] * count for name in dataset.COLUMNS}
-    columns |= {
+    columns = {
         "case": [f"c{i}" for i in range(count)],
         "patient": patients or [f"p{i}" for i in range(count)],
         "split": ["train"] * len(train) + ["holdout"] * len(holdout),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import stat
 from collections import Counter
 from pathlib import Path
@@ -22,11 +24,14 @@ from scansmith.dataset import SPLITS, Dataset
 from scansmith.formats import Source
 from scansmith.image import Image
 from scansmith.prepare import fingerprint, labels, plan, prepare, split, write
+from scansmith.prepare import scans as used
 from scansmith.prepare.ledger import Ledger
 from scansmith.prepare.slices import Placement, cut, is_mask, why_empty
-from scansmith.prepare.store import Stored
+from scansmith.prepare.store import Record, Stored
 from scansmith.prepare.summary import scrub
 from scansmith.runtime import derive_seed
+
+FILES = {"dataset.json", "manifest-0001.npz", "images-0001-00000.npy", "report.html"}
 
 
 def noise(*key, shape=(12, 10), low=0, high=200, dtype=np.uint8):
@@ -96,6 +101,17 @@ def ct_scans(tmp_path_factory):
     return ct_patients(tmp_path_factory.mktemp("ct") / "scans")
 
 
+def record(**facts):
+    """What is known of one scan's rows."""
+    base = {"slices": [0], "affines": np.full((1, 4, 4), np.nan), "spacing": (np.nan,) * 3, "crop": np.zeros((1, 6)),
+            "windows": (None, None), "values": np.zeros(1, np.float32), "hashes": ["0"], "prints": [0], "masked": [False], "empty": {}}  # fmt: skip
+    return Record(**(base | facts))
+
+
+def scan_of(patient, label=None):
+    return used.Scan("name", Source((Path("a"),), "png", "OT", 1, 2, (4, 4, 1)), None, (), patient, label)
+
+
 # ------------------------------------------------------------------------------------------------ split
 
 
@@ -134,28 +150,17 @@ def test_classes_are_spread_in_proportion_and_the_totals_are_kept(sizes):
 def test_no_patient_and_no_copy_of_an_image_crosses_a_split(scans, seed):
     ledger = Ledger()
     for scan, (_, image, _) in enumerate(scans):
-        stored = Stored(
-            images=np.zeros((1, 1, 1, 1)),
-            slices=[0],
-            affines=[None],
-            spacing=None,
-            crop=[],
-            window=None,
-            values=np.zeros(1),
-            hashes=[str(image)],
-            empty={},
-        )
-        list(ledger.note(scan, stored))
-    found = fingerprint.Survey(
-        Path(), None, [], [str(patient) for patient, _, _ in scans], [label for _, _, label in scans], [], {}
-    )
-    splits = write.split_scans(found, ledger, seed)
+        ledger.note(scan, Stored({"images": np.zeros((1, 1, 1, 1))}, record(hashes=[str(image)])))
+    found = fingerprint.Survey(None, [scan_of(str(patient), label) for patient, _, label in scans], [], {})
+    splits, left_out = write.split_scans(found, ledger, [], set(), {}, used.Request(seed=seed))
     for key in (0, 1):  # patient, image
         seen: dict[int, set[str]] = {}
         for scan, facts in enumerate(scans):
             seen.setdefault(facts[key], set()).add(splits[scan])
         assert all(len(where) == 1 for where in seen.values())
-    assert len({row["sha256"] for row in ledger.rows}) == len(ledger.rows)
+    stored = [digest for one in ledger.records.values() for digest in one.hashes]
+    assert len(set(stored)) == len(stored) == len(ledger.scans)
+    assert not left_out
 
 
 @given(st.permutations(range(30)), st.integers(0, 9))
@@ -210,7 +215,7 @@ def test_the_slices_of_a_volume_stay_together_when_no_patient_is_known(tmp_path)
 
 def test_placeholders_in_patient_id_do_not_make_one_patient_of_all():
     scans = [Source((Path(f"{i}.dcm"),), "dicom", "CT", 1, 3, (4, 4, 1), "ANONYMOUS", f"1.2.{i}") for i in range(3)]
-    keys, level, words = fingerprint.patient_keys(scans, Path())
+    keys, level, words = used.patient_keys(scans, ["a", "b", "c"])
     assert len(set(keys)) == 3
     assert level == "study"
     assert "study-level split" in words and "3 of 3 scans" in words
@@ -369,14 +374,15 @@ def test_hounsfield_units_go_through_exactly(ct_scans, tmp_path):
         np.testing.assert_array_equal(
             opened.intensity(row).decode(opened.intensity(row).encode(opened.image(row)))[0], hu
         )
-        assert opened.columns["spacing"][row] == [0.5, 0.5]
+        assert opened.columns["spacing"][row].tolist() == [2.0, 0.5, 0.5]
 
 
 def test_the_ct_window_never_sees_the_holdout():
-    ledger = Ledger(windows={0: None, 1: None}, values={0: np.full(100, 40.0), 1: np.full(100, 3000.0)})
-    windows, _ = write._windows(None, ledger, {0: "train", 1: "holdout"})
+    plan = type("NoWish", (), {"window": None, "kept_window": None})
+    ledger = Ledger(records={0: record(values=np.full(100, 40.0)), 1: record(values=np.full(100, 3000.0))})
+    windows, _ = write._windows(plan, ledger, {0: "train", 1: "holdout"})
     assert windows[0] == windows[1]
-    assert windows[0].high == 500
+    assert windows[0][0].high == 500
 
 
 def test_a_volume_has_one_window_for_all_its_slices_and_8_bit_pictures_keep_theirs(tmp_path):
@@ -433,8 +439,14 @@ def test_masks_beside_scans_are_left_out(tmp_path):
         nifti(tmp_path / "scans" / f"{i}_mask.nii", mask)
     result = prepare(tmp_path / "scans", tmp_path / "d")
     assert result["images"] == 18
-    assert sorted(Path(entry["file"]).name for entry in result["skipped"]) == ["0_mask.nii", "1_mask.nii", "2_mask.nii"]
-    assert Dataset.open(tmp_path / "d").image(0).dtype == np.int16
+    opened = Dataset.open(tmp_path / "d")
+    assert opened.image(0).dtype == np.int16
+    assert opened.columns["masked"].all()
+    # Masks have the orientation of their scans.
+    np.testing.assert_array_equal(np.unique(opened.mask(0)), [0, 1, 7])
+    prepare(tmp_path / "scans", tmp_path / "none", masks="none")
+    opened = Dataset.open(tmp_path / "none")
+    assert len(opened) == 18 and opened.mask(0) is None
     assert is_mask(mask.T)
     assert not is_mask(noise("x", shape=(64, 64), high=8))
 
@@ -468,7 +480,7 @@ def test_the_user_declares_what_files_do_not_say(tmp_path):
     prepare(tmp_path / "scans", tmp_path / "b", modality="CT")
     info = Dataset.open(tmp_path / "b").info
     assert (info["modality"], info["units"], info["source_format"]) == ("CT", "HU", "nifti")
-    with pytest.raises(ValueError, match="expected a modality of CT, MR, CR, DX, OT, got 'PET'"):
+    with pytest.raises(ValueError, match="expected a modality of CT, MR, CR, DX, MG, US, XA, RF, OT, got 'PET'"):
         prepare(tmp_path / "scans", tmp_path / "c", modality="PET")
 
 
@@ -486,7 +498,7 @@ def test_the_plan_says_what_prepare_does_and_writes_nothing(ct_scans, tmp_path):
     assert (chosen.channels, chosen.height, chosen.width) == opened.shape
     assert list(chosen.spacing) == opened.info["spacing"] == [0.5, 0.5]
     assert [line for line in chosen.reasons if not line.startswith("intensity")] == [
-        line for line in result["plan"] if not line.startswith(("intensity", "split: "))
+        line for line in result["plan"] if not line.startswith(("intensity", "split: ", "burned-in"))
     ]
 
 
@@ -520,7 +532,7 @@ def test_a_missing_folder_and_wrong_arguments_are_refused(tmp_path):
         prepare(tmp_path / "scans", tmp_path / "scans" / "dataset")
     with pytest.raises(ValueError, match="max_side of at least 16"):
         prepare(tmp_path / "scans", tmp_path / "d", max_side=2)
-    with pytest.raises(ValueError, match="'auto', 'none' or a CSV file"):
+    with pytest.raises(ValueError, match="'auto', 'none', a CSV or TSV file"):
         prepare(tmp_path / "scans", tmp_path / "d", labels="missing.csv")
 
 
@@ -636,7 +648,10 @@ def test_a_table_gives_labels_by_file_series_folder_patient_or_study(ct_scans, t
 @pytest.mark.parametrize(
     "table, words",
     [
-        ("file,age\n000.png,3\n", "expected the columns label and one of file, patient, uid in .* found file, age"),
+        (
+            "file,age\n000.png,3\n",
+            "expected the columns label and one of file, patient, uid, participant_id in .* found file, age",
+        ),
         ("file,label\nother.png,a\n", "found no match among 1 rows"),
         (
             "file,label\n" + "".join(f"{i:03d}.png,Jane Doe {i}\n" for i in range(12)),
@@ -702,10 +717,11 @@ def test_the_private_file_is_readable_for_its_owner_alone_and_keeps_the_key(tmp_
     prepare(scans, tmp_path / "d")
     private = tmp_path / "d.private.json"
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
-    key, cases = json.loads(private.read_text())["key"], Dataset.open(tmp_path / "d").columns["case"]
+    key, cases = json.loads(private.read_text())["key"], Dataset.open(tmp_path / "d").columns["case"].tolist()
     prepare(scans, tmp_path / "d", seed=1)
     assert json.loads(private.read_text())["key"] == key
-    assert Dataset.open(tmp_path / "d").columns["case"] == cases
+    assert Dataset.open(tmp_path / "d").columns["case"].tolist() == cases
+    assert stat.S_IMODE((tmp_path / "d.private.cache").stat().st_mode) == 0o700
     prepare(scans, tmp_path / "other")
     assert not set(Dataset.open(tmp_path / "other").columns["case"]) & set(cases)
     assert Dataset.open(tmp_path / "other").info["hash"] == Dataset.open(tmp_path / "d").info["hash"]
@@ -745,18 +761,17 @@ def test_a_killed_prepare_leaves_no_dataset_and_the_same_command_finishes_it(tmp
         Dataset.open(tmp_path / "d")
     monkeypatch.undo()
     assert prepare(scans, tmp_path / "d")["images"] == 12
-    assert {path.name for path in (tmp_path / "d").iterdir()} == {"dataset.json", "manifest.json", "images-00000.npy"}
+    assert {path.name for path in (tmp_path / "d").iterdir()} == FILES
 
 
 def test_several_processes_give_the_same_dataset_as_one(tmp_path):
     scans = pngs(tmp_path / "scans", 40)
     one = prepare(scans, tmp_path / "d", workers=1)
-    written = [(tmp_path / "d" / name).read_bytes() for name in ("images-00000.npy", "manifest.json", "dataset.json")]
+    written = [hashlib.sha256((tmp_path / "d" / name).read_bytes()).hexdigest() for name in sorted(FILES)]
     (tmp_path / "d" / "dataset.json").unlink()
+    shutil.rmtree(tmp_path / "d.private.cache")
     assert prepare(scans, tmp_path / "d", workers=2) == one
-    assert [
-        (tmp_path / "d" / name).read_bytes() for name in ("images-00000.npy", "manifest.json", "dataset.json")
-    ] == written
+    assert [hashlib.sha256((tmp_path / "d" / name).read_bytes()).hexdigest() for name in sorted(FILES)] == written
 
 
 def test_a_target_below_a_file_is_refused_before_the_work(tmp_path, monkeypatch):

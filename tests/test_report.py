@@ -46,9 +46,9 @@ def make_dataset(
     total = len(images)
     columns = {
         "case": [f"case{i:04d}" for i in range(total)], "slice": [0] * total, "patient": [f"p{i // 2:04d}" for i in range(total)],
-        "split": ["holdout" if i % 4 == 3 else "validation" if i % 8 == 1 else "train" for i in range(total)], "label": label_of,
-        "spacing": [[0.8, 0.8, 1.0]] * total, "low": [window[0]] * total, "high": [window[1]] * total, "units": [window[2]] * total,
-        "sha256": ["0" * 64] * total, "affine": [np.eye(4).tolist()] * total, "crop": [None] * total,
+        "split": ["holdout" if i % 4 == 3 else "validation" if i % 8 == 1 else "train" for i in range(total)], "label": [label or "" for label in label_of],
+        "spacing": [[1.0, 0.8, 0.8]] * total, "low": [window[0]] * total, "high": [window[1]] * total, "units": [window[2]] * total,
+        "sha256": ["0" * 64] * total, "affine": [np.eye(4)] * total,
     }  # fmt: skip
     about = {"modality": modality, "labels": labels, "split_level": "patient", "plan": ["The images are 8-bit: the whole range 0 to 255 is kept."],
              "skipped": [{"file": "Doe_Jane.dcm", "reason": "expected pixel data, found none"}] * 2, "left_aside": {"localizer": 3},

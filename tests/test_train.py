@@ -57,9 +57,8 @@ def make_dataset(root: Path, count: int = 40, labels: tuple[str, ...] = (), side
     ]
     split = ["train"] * (count // 2) + ["validation"] * (count // 4) + ["holdout"] * (count - count // 2 - count // 4)
     values = {"case": [f"c{i}" for i in range(count)], "slice": [0] * count, "patient": [f"p{i}" for i in range(count)], "split": split,
-              "label": [labels[i % len(labels)] if labels else None for i in range(count)], "spacing": [[1.0, 1.0]] * count,
-              "low": [0.0] * count, "high": [255.0] * count, "units": ["a.u."] * count, "sha256": [""] * count,
-              "affine": [np.eye(4).ravel().tolist()] * count, "crop": [None] * count}  # fmt: skip
+              "label": [(labels[i % len(labels)] or "") if labels else "" for i in range(count)], "spacing": [[1.0, 1.0, 1.0]] * count,
+              "low": [0.0] * count, "high": [255.0] * count, "units": ["a.u."] * count, "affine": [np.eye(4)] * count}  # fmt: skip
     info = {
         "modality": "OT",
         "units": "a.u.",
@@ -423,9 +422,10 @@ def test_images_without_a_label_are_left_out_where_others_have_one(tmp_path):
 
 def test_the_common_orientation_is_that_of_most_images():
     axial, sagittal = np.eye(4), np.eye(4)[[2, 0, 1, 3]]
-    affines = [(axial @ np.diag([-2.0, -3.0, 1, 1])).ravel().tolist()] * 3 + [sagittal.ravel().tolist()] * 2 + [None]
+    unknown = np.full((4, 4), np.nan)
+    affines = np.array([axial @ np.diag([-2.0, -3.0, 1, 1])] * 3 + [sagittal] * 2 + [unknown])
     assert common_orientation(affines) == [[-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
-    assert common_orientation([None]) is None
+    assert common_orientation(unknown[None]) is None
 
 
 def test_recipes_train_two_steps(tmp_path):

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 # DICOM (0008,0060) Modality terms that this version understands; "OT" (other) is a file that does not say.
-MODALITIES = ("CT", "MR", "CR", "DX", "OT")
-PROJECTION = ("CR", "DX")
+MODALITIES = ("CT", "MR", "CR", "DX", "MG", "US", "XA", "RF", "OT")
+# X-ray films, which are projections; ultrasound frames are pictures too.
+PROJECTION = ("CR", "DX", "MG", "XA", "RF")
+PICTURES = (*PROJECTION, "US")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from .prepare.fingerprint import Plan
+    from .prepare.scans import Request
     from .train.probe import Probe
 
 STAGES = ("prepare", "train", "synthesize", "evaluate", "report")
 RECIPE = "relativistic"
 MOST_SIDE = 512  # longest side of the stored images
+PREPARED = '{"dimensions": 2}'  # this version trains on slices, not on volumes
 TRAIN_SHARE = 0.7
 PROBE_S = 12.0  # survey and probe
 MOST_SCANS = 1000  # synthetic scans made by default, and never more than there are training images, but at least 200
@@ -92,12 +94,20 @@ class Job:
     seed: int
     device: str
 
+    def asked(self) -> Request:
+        """What `prepare` is asked for."""
+        from .prepare.overrides import choices_of
+        from .prepare.scans import Request
+
+        choices = choices_of(PREPARED)
+        return Request(self.labels, modality=self.modality, max_side=MOST_SIDE, seed=self.seed, choices=choices)
+
     def request(self) -> dict[str, Any]:
         """What decides the result, without paths: a second call must ask for the same to go on."""
         from .prepare.write import request_of
 
         return {
-            "scans": request_of(self.scans, self.labels, self.modality, MOST_SIDE, self.seed),
+            "scans": request_of(self.scans, self.asked()),
             "minutes": self.minutes,
             "labels": self.labels if self.labels in ("auto", "none") else "table",
             "modality": self.modality,
@@ -144,7 +154,9 @@ def begin(job: Job, plan_only: bool) -> tuple[dict[str, Any], Probe]:
     from .runtime import write_atomic, write_json
 
     began = time.monotonic()
-    found = survey(job.scans, labels=job.labels, modality=job.modality, seed=job.seed)
+    found = survey(
+        job.scans, labels=job.labels, modality=job.modality, plan=PREPARED, max_side=MOST_SIDE, seed=job.seed
+    )
     if not plan_only:
         refuse_inside(job.scans, job.out)
         write_atomic(job.out / ".writable", "")  # fail now, not after the minutes
@@ -181,7 +193,13 @@ def carry_out(job: Job, state: dict[str, Any], probed: Probe | None) -> dict[str
 
     work: dict[str, Callable[[], dict[str, Any]]] = {
         "prepare": lambda: prepare(
-            job.scans, out / "dataset", labels=job.labels, modality=job.modality, max_side=MOST_SIDE, seed=job.seed
+            job.scans,
+            out / "dataset",
+            labels=job.labels,
+            modality=job.modality,
+            plan=PREPARED,
+            max_side=MOST_SIDE,
+            seed=job.seed,
         ),
         "train": lambda: train(job, state, probed),
         "synthesize": lambda: synthesize(

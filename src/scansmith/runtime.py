@@ -5,18 +5,27 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 # ------------------------------------------------------------------------------------------------ seeds
@@ -59,6 +68,53 @@ def cpu_count() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wished = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores, int(wished)) if wished.isdigit() and int(wished) > 0 else cores
+
+
+# ------------------------------------------------------------------------------------------------ processes
+
+
+def ordered_map(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
+    """function(task) of every task, in the tasks' order, at most two tasks a worker ahead of the reader.
+
+    Args:
+        function: of a module, so that other processes find it.
+        tasks: its arguments.
+        workers: processes; 1 works in this process.
+    """
+    done = 0
+    workers = min(workers, len(tasks))
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    if workers > 1 and (main is None or Path(main).exists()):  # other processes cannot import a script from a pipe
+        # "spawn": no threads or locks of this process are copied, the same on every system.
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+        try:
+            waiting: deque[Future[Result]] = deque()
+            remaining = iter(tasks)
+            waiting.extend(pool.submit(function, task) for task in islice(remaining, 2 * workers))
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(function, task) for task in islice(remaining, 1))
+                done += 1
+                yield result
+        except BrokenProcessPool:  # a script without the __main__ guard, or a worker killed for memory: go on alone
+            pass
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    for task in tasks[done:]:
+        yield function(task)
+
+
+def _begin_worker() -> None:
+    """Ctrl-C reaches the parent alone; a parent that is killed takes its workers along."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 # ------------------------------------------------------------------------------------------------ files

@@ -88,7 +88,8 @@ def open_scans(root: Path, split: str | None = None) -> Scans:
         rows = dataset.rows(split) if split else np.arange(len(dataset))
         return of_dataset(dataset, rows)
     manifest = own_manifest(root)
-    sources, skipped = formats.discover(root, listed(root, manifest))
+    found, skipped = formats.discover(root, listed(root, manifest))
+    sources = [source for source in found if source.role == "image"]
     if not sources:
         reason = f"; the first file was skipped: {skipped[0].reason}" if skipped else ""
         raise ValueError(f"expected scans or a prepared dataset in {root}, found none{reason}")
@@ -149,6 +150,8 @@ def of_dataset(dataset: Dataset, rows: np.ndarray) -> Scans:
     patients: dict[object, int] = {}
     keys = [patient or ("row", row) for row, patient in enumerate(dataset.columns["patient"])]
     groups = np.array([patients.setdefault(key, len(patients)) for key in keys], np.int64)
+    if dataset.info.get("depth"):
+        raise ValueError(f"expected a dataset of 2-D images in {dataset.root}, found volumes: prepare with dimensions 2")
     channels, height, width = dataset.shape
     whole = len(dataset) > 0 and np.issubdtype(dataset.image(0).dtype, np.integer)
     windows = {(dataset.columns["low"][row], dataset.columns["high"][row]) for row in rows}

@@ -1,6 +1,6 @@
 """Formats: files <-> Image. Files are recognised by content, scans are listed from headers alone and read one at a time.
 
-To add a reader, write one module with `sniff`, `inspect` and `read` and list it in `READERS`.
+To add a reader, write one module with `sniff`, `header`, `arrange` and `read` and list it in `READERS`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,20 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from stat import S_ISREG
 from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 from ..image import Image
-from . import dicom, pictures, volumes
+from ..runtime import ordered_map
+from . import bids, dicom, dicomdir, pictures, volumes
+from .archives import SIGNATURES as ZIP_SIGNATURES
+from .archives import name_of, unpack
+from .dicom_file import tag_number
+from .dicom_masks import Mask
+from .index import UNREADABLE, Entry, Index
 from .source import FormatError, Skipped, Source, explain, quiet
 from .write import WRITERS, Marking, read_manifest, write, write_manifest
 
@@ -20,18 +30,26 @@ __all__ = [
     "READERS",
     "WRITERS",
     "FormatError",
+    "Index",
     "Marking",
+    "Mask",
     "Skipped",
     "Source",
     "discover",
+    "name_of",
     "read",
+    "read_mask",
     "read_manifest",
     "read_runs",
     "write",
     "write_manifest",
 ]
 
-# Source.format -> module with sniff(head) -> bool, inspect(files) -> (sources, skipped), read(source) -> Image.
+# Source.format -> module with
+#   sniff(head) -> bool
+#   header(file, tags) -> JSON-able dict, of one file, from its header alone; raises anything on a broken one
+#   arrange([(file, header)]) -> (sources, skipped), which groups and sorts
+#   read(source) -> Image
 READERS: dict[str, ModuleType] = {
     "dicom": dicom,
     "nifti": volumes,
@@ -39,8 +57,15 @@ READERS: dict[str, ModuleType] = {
     "metaimage": volumes,
     "png": pictures,
     "jpeg": pictures,
+    "tiff": pictures,
 }
+MODULES = {module.__name__.rpartition(".")[2]: module for module in READERS.values()}
+Content = dict[str, Any] | str | None
 HEAD_BYTES = 1024
+# A task of 0.01 to 0.1 s.
+FILES_PER_TASK = 128
+NO_FILE = "expected a regular file, found a broken link or a device"
+BROKEN_HEADER = "expected a readable header, found {}: copy it again from its source"
 # Files that lie beside scans and are no scans: passed over in silence, unless their content is a scan after all.
 COMPANIONS = {
     ".md",
@@ -62,6 +87,8 @@ COMPANIONS = {
     ".xlsx",
     ".doc",
     ".docx",
+    ".ppt",
+    ".pptx",
     ".bval",
     ".bvec",
     ".md5",
@@ -76,11 +103,10 @@ COMPANION_NAMES = {"dicomdir", "thumbs.db", "license", "readme", "changelog"}
 # First bytes of files that people put beside scans and this version does not read.
 STRANGERS = {
     b"PK\x03\x04": "a zip archive: unpack it first",
+    b"PK\x05\x06": "an empty zip archive",
     b"\x1f\x8b": "a gzip file that does not hold a NIfTI volume: unpack it first",
     b"7z\xbc\xaf": "a 7-zip archive: unpack it first",
     b"Rar!": "a RAR archive: unpack it first",
-    b"II*\x00": "a TIFF picture: convert it to PNG",
-    b"MM\x00*": "a TIFF picture: convert it to PNG",
     b"BM": "a BMP picture: convert it to PNG",
     b"GIF8": "a GIF picture: convert it to PNG",
     b"\x89HDF": "an HDF5 or MINC file: convert it to NIfTI",
@@ -88,8 +114,16 @@ STRANGERS = {
 }
 
 
-def discover(root: Path, only: Iterable[Path] | None = None) -> tuple[list[Source], list[Skipped]]:
-    """List every scan below a folder (or in one file) from headers alone.
+def discover(
+    root: Path,
+    only: Iterable[Path] | None = None,
+    *,
+    index: Index | None = None,
+    workers: int = 1,
+    unpack_into: Path | None = None,
+    tags: tuple[str, ...] = (),
+) -> tuple[list[Source], list[Skipped]]:
+    """List every scan below a folder (or in one file) from headers alone; masks are listed too, with role "mask".
 
     Hidden files and those that usually lie beside scans (notes, tables, DICOMDIR) are passed over; everything else that
     is not a usable scan is listed with the reason. One bad file never stops the rest.
@@ -97,42 +131,46 @@ def discover(root: Path, only: Iterable[Path] | None = None) -> tuple[list[Sourc
     Args:
         root: folder or file.
         only: look at these files alone; None takes all.
+        index: what earlier calls found; files that it knows are not opened again, and what is new is noted in it.
+        workers: processes that read headers.
+        unpack_into: zip archives are unpacked below this folder; None skips them.
+        tags: keywords of DICOM attributes to keep in `Source.tags`.
 
     Returns:
         The scans and the skipped files, each sorted by path.
 
     Raises:
-        ValueError: there is no such folder or file.
+        ValueError: there is no such folder or file, or DICOM knows no such keyword.
     """
     root = Path(root)
     if not root.exists():
         raise ValueError(f"expected a folder of scans, found nothing at {root}: check the path")
-    files, skipped = _walk(root) if only is None else (sorted(only), [])
-    groups: dict[ModuleType, list[Path]] = {module: [] for module in READERS.values()}
-    unknown: list[Skipped] = []
-    for file in files:
-        try:
-            head = _head(file)
-        except OSError as error:
-            skipped.append(Skipped(file, f"cannot be opened ({error.strerror or error}): check its permissions"))
-            continue
-        module = next((module for module in groups if module.sniff(head)), None)
-        if module is not None:
-            groups[module].append(file)
-        elif not _companion(file):
-            unknown.append(Skipped(file, _stranger(head)))
-    sources: list[Source] = []
-    for module, members in groups.items():
-        if members:
-            with quiet():
-                found, refused = module.inspect(members)
-            sources += found
-            skipped += refused
-    # The voxels of a detached header (.mhd + .raw, .nhdr + .raw) carry no mark of their own.
+    for tag in tags:
+        tag_number(tag)
+    index = Index() if index is None else index
+    index.ask_for(tags)
+    files, skipped = walk(root) if only is None else _stats(sorted(only))
+    if only is None and unpack_into is not None and unpack_into.is_relative_to(root):
+        files = {file: stat for file, stat in files.items() if not file.is_relative_to(unpack_into)}
+    names = {file: name_of(file, root, unpack_into) for file in files}
+    entries = _look(files, names, index, workers)
+    zips = [file for file, entry in entries.items() if entry.reader == "zip"]
+    if unpack_into is not None and zips:
+        more, refused = _unpack(zips, names, unpack_into)
+        names |= {file: name_of(file, root, unpack_into) for file in more}
+        entries |= _look(more, names, index, workers)
+        skipped += refused
+    if only is None:
+        index.keep(set(names.values()))
+    sources, refused = _arrange(entries)
+    # The voxels of a detached header (.mhd + .raw, .nhdr + .raw, .hdr + .img) carry no mark of their own.
     used = {file for source in sources for file in source.files}
-    skipped += [entry for entry in unknown if entry.file not in used]
-    return sorted(sources, key=lambda source: source.files), sorted(
-        skipped, key=lambda entry: (entry.file, entry.reason)
+    skipped += [entry for entry in refused if entry.file not in used]
+    skipped += _unread(entries, set(zips) if unpack_into is not None else set(), used)
+    sources = bids.understand(sources, names, root)
+    return (
+        sorted(sources, key=lambda source: ([file.parts for file in source.files], source.frames)),
+        sorted(skipped, key=lambda entry: (entry.file.parts, entry.reason)),
     )
 
 
@@ -161,6 +199,27 @@ def read(source: Source) -> Image:
         raise FormatError(
             f"expected a readable {source.format} file, found {explain(error, source.files)}: copy it again from its source"
         ) from error
+
+
+def read_mask(mask: Source, image: Source | Image) -> Mask:
+    """Read a DICOM Segmentation or RT Structure Set as a label map on an image's grid.
+
+    Args:
+        mask: listed by `discover` with role "mask".
+        image: the scan that it was drawn on. A `Source` must be one with a known affine, and is checked to be the
+            one that the mask refers to.
+
+    Raises:
+        FormatError: it cannot be read, lies outside the image, or belongs to another one.
+        OSError: the file cannot be opened.
+    """
+    with quiet():
+        if isinstance(image, Image):
+            i, j, k = image.array.shape[1:]
+            return dicom.read_mask(mask, image.affine, (i, j, k))
+        if image.affine is None:
+            raise FormatError("expected an image whose place in the patient is known, found one without", mask.files[0])
+        return dicom.read_mask(mask, np.reshape(image.affine, (4, 4)), image.shape, image)
 
 
 def read_runs(source: Source) -> tuple[list[tuple[int, Image]], list[Skipped]]:
@@ -195,34 +254,157 @@ def _reason(error: FormatError | OSError) -> str:
     return f"cannot be opened ({error.strerror or type(error).__name__}): check its permissions"
 
 
-def _walk(root: Path) -> tuple[list[Path], list[Skipped]]:
+def _look(files: dict[Path, os.stat_result], names: dict[Path, str], index: Index, workers: int) -> dict[Path, Entry]:
+    """What each file is: from the index where it is known there, else from its head and header."""
+    known = {file: index.lookup(names[file], stat) for file, stat in files.items()}
+    unknown = [file for file, entry in known.items() if entry is None]
+    tasks = [(unknown[start : start + FILES_PER_TASK], index.tags) for start in range(0, len(unknown), FILES_PER_TASK)]
+    for (some, _), found in zip(tasks, ordered_map(_open_all, tasks, workers)):
+        for file, (reader, content) in zip(some, found):
+            known[file] = index.note(names[file], files[file], reader, content)
+    return {file: entry for file, entry in known.items() if entry is not None}
+
+
+def _unpack(
+    zips: list[Path], names: dict[Path, str], unpack_into: Path
+) -> tuple[dict[Path, os.stat_result], list[Skipped]]:
+    """The files that the archives hold, unpacked; an archive inside an archive stays one."""
+    files: dict[Path, os.stat_result] = {}
+    skipped: list[Skipped] = []
+    for archive in zips:
+        target = unpack_into / names[archive]
+        whole, refused = unpack(archive, target)
+        skipped += refused
+        if whole:
+            found, refused = walk(target)
+            files |= found
+            skipped += refused
+    return files, skipped
+
+
+def _open_all(task: tuple[list[Path], tuple[str, ...]]) -> list[tuple[str | None, Content]]:
+    """Reader and header of each file, or why it is no scan: the work of one process."""
+    files, tags = task
+    with quiet():
+        return [_open(file, tags) for file in files]
+
+
+def _open(file: Path, tags: tuple[str, ...]) -> tuple[str | None, Content]:
+    try:
+        with open(file, "rb", buffering=0) as stream:
+            head = stream.read(HEAD_BYTES)
+        if dicomdir.sniff(head):
+            return "dicomdir", dicomdir.header(file)
+        name = next((name for name, module in MODULES.items() if module.sniff(head)), None)
+        if name is not None:
+            return name, MODULES[name].header(file, tags)
+        if _companion(file):
+            return None, None
+        return ("zip" if head.startswith(ZIP_SIGNATURES) else None), _stranger(head)
+    except FormatError as error:
+        return None, str(error)
+    except OSError as error:
+        if error.errno is not None:
+            return UNREADABLE, f"cannot be opened ({error.strerror or type(error).__name__}): check its permissions"
+        return None, BROKEN_HEADER.format(explain(error, (file,)))
+    except Exception as error:  # readers raise anything on broken headers
+        return None, BROKEN_HEADER.format(explain(error, (file,)))
+
+
+def _arrange(entries: dict[Path, Entry]) -> tuple[list[Source], list[Skipped]]:
+    sources: list[Source] = []
+    skipped: list[Skipped] = []
+    for name, module in MODULES.items():
+        headers = [
+            (file, entry.content)
+            for file, entry in entries.items()
+            if entry.reader == name and isinstance(entry.content, dict)
+        ]
+        if headers:
+            with quiet():
+                found, refused = module.arrange(headers)
+            sources += found
+            skipped += refused
+    return sources, skipped
+
+
+def _unread(entries: dict[Path, Entry], unpacked: set[Path], used: set[Path]) -> list[Skipped]:
+    """The files that are no scans, with the reasons."""
+    skipped = [
+        Skipped(file, entry.content)
+        for file, entry in entries.items()
+        if isinstance(entry.content, str) and file not in unpacked and file not in used
+    ]
+    for file, entry in entries.items():
+        if entry.reader == "dicomdir" and isinstance(entry.content, dict):
+            gone = dicomdir.missing(file, entry.content)
+            if gone:
+                files = "1 file that is" if gone == 1 else f"{gone} files that are"
+                skipped.append(Skipped(file, f"a DICOMDIR that names {files} not there: copy them, too"))
+    return skipped
+
+
+def _stats(files: list[Path]) -> tuple[dict[Path, os.stat_result], list[Skipped]]:
+    """The size and time of each file, and those that are not there or no files."""
+    found: dict[Path, os.stat_result] = {}
+    skipped: list[Skipped] = []
+    for file in files:
+        try:
+            stat = file.stat()
+        except OSError as error:
+            skipped.append(
+                Skipped(file, f"cannot be opened ({error.strerror or type(error).__name__}): check its permissions")
+            )
+            continue
+        if S_ISREG(stat.st_mode):
+            found[file] = stat
+        else:
+            skipped.append(Skipped(file, NO_FILE))
+    return found, skipped
+
+
+def walk(root: Path) -> tuple[dict[Path, os.stat_result], list[Skipped]]:
     """Every regular file below root, sorted by path; hidden ones are left out, links to folders are not followed."""
     if root.is_file():
-        return [root], []
-    files: list[Path] = []
+        return _stats([root])
+    files: dict[Path, os.stat_result] = {}
     skipped: list[Skipped] = []
-
-    def refuse(error: OSError) -> None:
-        skipped.append(
-            Skipped(Path(error.filename), f"this folder cannot be opened ({error.strerror}): check its permissions")
-        )
-
-    for folder, names, members in os.walk(root, onerror=refuse):
-        names[:] = [name for name in names if not name.startswith(".")]
-        for member in members:
-            file = Path(folder) / member
-            if member.startswith("."):
-                continue
-            if file.is_file():
-                files.append(file)
-            else:
-                skipped.append(Skipped(file, "expected a regular file, found a broken link or a device"))
-    return sorted(files), skipped
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            skipped.append(Skipped(folder, f"this folder cannot be opened ({error.strerror}): check its permissions"))
+            continue
+        for entry in entries:
+            if not entry.name.startswith("."):
+                _sort_entry(entry, root, folders, files, skipped)
+    return dict(sorted(files.items(), key=lambda item: item[0].parts)), skipped
 
 
-def _head(file: Path) -> bytes:
-    with open(file, "rb", buffering=0) as stream:
-        return stream.read(HEAD_BYTES)
+def _sort_entry(
+    entry: os.DirEntry[str],
+    root: Path,
+    folders: list[Path],
+    files: dict[Path, os.stat_result],
+    skipped: list[Skipped],
+) -> None:
+    """One entry of a folder goes to the folders, the files or the skipped."""
+    file = Path(entry.path)
+    try:
+        if entry.is_dir(follow_symlinks=False):
+            folders.append(file)
+        elif entry.is_dir():
+            if not file.resolve().is_relative_to(root.resolve()):
+                skipped.append(Skipped(file, "a link to a folder, which is not followed: give that folder itself"))
+        elif entry.is_file():
+            files[file] = entry.stat()
+        else:
+            skipped.append(Skipped(file, NO_FILE))
+    except OSError as error:
+        skipped.append(Skipped(file, f"cannot be opened ({error.strerror}): check its permissions"))
 
 
 def _companion(file: Path) -> bool:
@@ -236,4 +418,4 @@ def _stranger(head: bytes) -> str:
     for magic, words in STRANGERS.items():
         if head.startswith(magic):
             return f"expected a scan, found {words}"
-    return "expected DICOM, NIfTI, NRRD, MetaImage, PNG or JPEG, found none of their signatures"
+    return "expected DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG or TIFF, found none of their signatures"

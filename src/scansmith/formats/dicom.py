@@ -1,94 +1,120 @@
-"""DICOM files -> Image: single-frame CT, MR, CR and DX in physical units."""
+"""DICOM files -> Image: CT, MR, X-ray, ultrasound and secondary capture, single- and multi-frame, in physical units."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..image import PROJECTION, Image
+from ..image import MODALITIES, PICTURES, Image
+from . import dicom_masks
+from .dicom_file import Header, read_header
+from .dicom_frames import DIMENSIONS, SEQUENCES, frame_attributes
+from .dicom_masks import MASK_CLASSES, read_mask
 from .dicom_pixels import (
-    EXPLICIT_BIG,
-    EXPLICIT_LITTLE,
-    IMPLICIT_LITTLE,
+    GREY,
+    PALETTE,
+    PALETTE_KEYWORDS,
+    PIXEL_KEYWORDS,
+    VALUE_KEYWORDS,
+    Window,
     check_pixels,
     check_syntax,
+    frame_count,
     number,
     numbers,
-    plane_values,
-    stored_values,
+    palette_is_grey,
+    physical_values,
+    several,
+    stored_frames,
+    text_of,
+    value_facts,
 )
-from .series import Slice, affine, arrange, drop_identical
-from .source import FormatError, Skipped, Source, explain, require_finite
+from .series import Slice, affine, drop_identical, source_files
+from .series import arrange as arrange_series
+from .source import MAX_VOXELS, FormatError, Skipped, Source, explain, require_finite
 
-# SOP Class UID (0008,0016) -> modality. DICOM PS3.4 B.5.
+__all__ = ["arrange", "header", "read", "read_mask", "sniff"]
+
+# SOP Class UID (0008,0016) -> modality; DICOM PS3.4 B.5.
+STORAGE = "1.2.840.10008.5.1.4.1.1."
 SOP_CLASSES = {
-    "1.2.840.10008.5.1.4.1.1.1": "CR",
-    "1.2.840.10008.5.1.4.1.1.1.1": "DX",  # for presentation
-    "1.2.840.10008.5.1.4.1.1.1.1.1": "DX",  # for processing
-    "1.2.840.10008.5.1.4.1.1.2": "CT",
-    "1.2.840.10008.5.1.4.1.1.4": "MR",
+    STORAGE + "1": "CR",
+    **dict.fromkeys((STORAGE + "1.1", STORAGE + "1.1.1"), "DX"),  # for presentation, for processing
+    **dict.fromkeys((STORAGE + "1.2", STORAGE + "1.2.1"), "MG"),
+    **dict.fromkeys((STORAGE + "1.3", STORAGE + "1.3.1"), "DX"),  # intra-oral
+    STORAGE + "2": "CT",
+    STORAGE + "2.1": "CT",  # enhanced
+    STORAGE + "2.2": "CT",  # legacy converted enhanced
+    STORAGE + "4": "MR",
+    **dict.fromkeys((STORAGE + "4.1", STORAGE + "4.3", STORAGE + "4.4"), "MR"),  # enhanced, in colour, legacy converted
+    **dict.fromkeys(
+        (STORAGE + "6", STORAGE + "6.1", STORAGE + "3", STORAGE + "3.1"), "US"
+    ),  # the short ones are retired
+    **dict.fromkeys((STORAGE + "12.1", STORAGE + "12.1.1", STORAGE + "12.3"), "XA"),
+    **dict.fromkeys((STORAGE + "12.2", STORAGE + "12.2.1"), "RF"),
 }
-SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-ENHANCED = {
-    "1.2.840.10008.5.1.4.1.1.2.1",
-    "1.2.840.10008.5.1.4.1.1.4.1",
-    "1.2.840.10008.5.1.4.1.1.2.2",
-    "1.2.840.10008.5.1.4.1.1.4.4",
-}
+ENHANCED = {STORAGE + end for end in ("2.1", "2.2", "4.1", "4.3", "4.4")}
+# Secondary capture: one frame, then many of single bits, bytes, words and colours.
+SECONDARY_CAPTURE = {STORAGE + "7", *(f"{STORAGE}7.{number}" for number in (1, 2, 3, 4))}
 DICOMDIR = "1.2.840.10008.1.3.10"
-HEADER_TAGS = [
-    "SpecificCharacterSet",
+# Codes of units (PS3.16, CID 7181 and older files) that are Hounsfield's.
+HOUNSFIELD_CODES = {"[hnsf'U]", "HU", "hnsf'U"}
+# What tells images at one position apart, the most telling first; the blanks are filled for frames alone.
+ACQUISITION = (
     "ImageType",
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "Modality",
-    "PatientName",
-    "PatientID",
-    "SliceThickness",
-    "EchoTime",
     "EchoNumbers",
+    "EchoTime",
+    "DiffusionBValue",
+    "DiffusionGradientOrientation",
+    "TemporalPositionIdentifier",
     "InversionTime",
     "FlipAngle",
+    "ConvolutionKernel",
+    *(f"dimension {number}" for number in range(DIMENSIONS)),
+    "StackID",
+    "AcquisitionNumber",
     "TriggerTime",
-    "DiffusionBValue",
-    "ImagerPixelSpacing",
+    "file",
+)
+TEXTS = (
+    "PatientID",
+    "PatientName",
     "StudyInstanceUID",
     "SeriesInstanceUID",
-    "AcquisitionNumber",
-    "InstanceNumber",
+    "SOPInstanceUID",
+    "FrameOfReferenceUID",
+    "BurnedInAnnotation",
+)
+PLACE_KEYWORDS = (
     "ImagePositionPatient",
     "ImageOrientationPatient",
-    "FrameOfReferenceUID",
-    "TemporalPositionIdentifier",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
     "PixelSpacing",
-    "BitsAllocated",
-    "BitsStored",
-    "RescaleType",
-    "ConvolutionKernel",
+    "ImagerPixelSpacing",
     "NominalScannedPixelSpacing",
-    "SyntheticData",
-]
-# What tells images at one position apart, the most telling first.
-ACQUISITION_TAGS = (
-    "ImageType",
-    "EchoNumbers",
-    "EchoTime",
-    "DiffusionBValue",
-    "TemporalPositionIdentifier",
-    "InversionTime",
-    "FlipAngle",
-    "ConvolutionKernel",
-    "AcquisitionNumber",
-    "TriggerTime",
+    "SliceThickness",
 )
+HEADER_KEYWORDS = (
+    "SpecificCharacterSet",
+    "SOPClassUID",
+    "Modality",
+    "InstanceNumber",
+    "GantryDetectorTilt",
+    "NumberOfFrames",
+    "RescaleType",
+    "SyntheticData",
+    *TEXTS,
+    *PLACE_KEYWORDS,
+    *PIXEL_KEYWORDS,
+    *(keyword for keyword in ACQUISITION if " " not in keyword and keyword not in ("file", "StackID")),
+)
+ALL_KEYWORDS = (*HEADER_KEYWORDS, *PALETTE_KEYWORDS, *VALUE_KEYWORDS, *SEQUENCES, "ExtendedOffsetTable")
 
 
 def sniff(head: bytes) -> bool:
@@ -105,203 +131,148 @@ def sniff(head: bytes) -> bool:
     return False
 
 
-def inspect(files: list[Path]) -> tuple[list[Source], list[Skipped]]:
-    """Sources from headers alone: series grouped and sorted by position, projections one by one."""
-    slices: list[Slice] = []
-    skipped: list[Skipped] = []
-    for file in files:
-        try:
-            header = _header(file)
-        except FormatError as error:
-            skipped.append(Skipped(file, str(error)))
-        except Exception as error:  # pydicom raises anything on broken files
-            skipped.append(
-                Skipped(
-                    file,
-                    f"expected a readable DICOM header, found {explain(error, (file,))}: copy it again from its source",
-                )
-            )
-        else:
-            slices += [header] if header else []
-    slices, copies = drop_identical(
-        slices, "SOP Instance UID (0008,0018)", lambda entry: entry.instance_uid, pixel_digest
-    )
-    stacks, more = arrange(slices, pixel_digest)
-    sources = [_source(stack, notes) for stack, notes in stacks]
-    return sources, skipped + copies + more
-
-
-def read(source: Source) -> Image:
-    """Voxels after the modality LUT: HU for CT, padding as air or background, MONOCHROME1 inverted (not CT).
-
-    Raises:
-        FormatError: a file cannot be decoded; it is named.
-        OSError: a file cannot be opened.
-    """
-    planes: list[np.ndarray] = []
-    headers: list[Slice] = []
-    notes = list(source.notes)
-    for file in source.files:
-        plane, header, words = _read_slice(file)
-        if planes and plane.shape != planes[0].shape:
-            raise FormatError(
-                f"expected slices of one size, found {planes[0].shape} and {plane.shape} in one series: the files changed since they were listed",
-                file,
-            )
-        planes.append(plane)
-        headers.append(header)
-        notes += words
-    floating = any(plane.dtype.kind == "f" for plane in planes)
-    dtype = np.dtype(np.float32) if floating else np.result_type(*planes)
-    array = np.empty((*planes[0].shape, len(planes)), dtype)
-    for index, plane in enumerate(planes):
-        array[..., index] = plane
-    return Image(
-        array,
-        affine(headers),
-        source.modality,
-        "HU" if source.modality == "CT" else "a.u.",
-        headers[0].spacing is not None,
-        tuple(dict.fromkeys(notes)),
-    )
-
-
-def _read_slice(file: Path) -> tuple[np.ndarray, Slice, list[str]]:
-    """One file: values (C, I, J), header, and what was altered.
-
-    Raises:
-        FormatError: with the file.
-        OSError: the file cannot be opened.
-    """
-    try:
-        dataset = open_dataset(file)
-        header = _slice(file, dataset)
-        plane, words = plane_values(dataset, header.modality, file.stat().st_size)
-        require_finite(plane)
-    except FormatError as error:
-        raise FormatError(str(error), file) from error
-    except OSError:
-        raise
-    except Exception as error:  # decoders raise anything on broken bytes
-        raise FormatError(
-            f"expected a readable dicom file, found {explain(error, (file,))}: copy it again from its source", file
-        ) from error
-    return plane, header, words
-
-
-def pixel_digest(file: Path) -> str:
-    """Hash of the decoded stored values, to tell copies (however compressed) from images that merely share a position."""
-    stored = stored_values(open_dataset(file), [])
-    return hashlib.sha256(stored.astype("<i8").tobytes()).hexdigest()
-
-
-def _source(stack: list[Slice], notes: tuple[str, ...]) -> Source:
-    first = stack[0]
-    every = dict.fromkeys(note for entry in stack for note in entry.notes)
-    flat = first.modality in PROJECTION or (first.modality == "OT" and first.position is None)
-    return Source(
-        tuple(entry.file for entry in stack),
-        "dicom",
-        first.modality,
-        first.channels,
-        2 if flat else 3,
-        (first.columns, first.rows, len(stack)),
-        first.patient,
-        first.study,
-        notes + tuple(every),
-    )
-
-
 # ------------------------------------------------------------------------------------------------ header
 
 
-def open_dataset(file: Path | BinaryIO, tags: list[str] | None = None) -> Any:
-    """The data set of one file; with tags, these alone and no pixels."""
-    import pydicom
+def header(file: Path, tags: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What one file's header says, JSON-able: `Slice` fields under "common", those of frames that differ under "frames".
 
-    dataset = pydicom.dcmread(file, force=True, stop_before_pixels=tags is not None, specific_tags=tags)
-    if not getattr(dataset, "file_meta", None):
-        dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    if not dataset.file_meta.get("TransferSyntaxUID"):
-        # No file meta information: pydicom guessed the encoding from the first element.
-        implicit, little = dataset.original_encoding
-        dataset.file_meta.TransferSyntaxUID = (
-            IMPLICIT_LITTLE if implicit else EXPLICIT_LITTLE if little else EXPLICIT_BIG
-        )
-    return dataset
+    A run of 2-D frames (ultrasound, angiography) has "cine" with their number instead; a Segmentation or a structure
+    set has "mask"; a DICOMDIR is empty.
 
-
-def _header(file: Path) -> Slice | None:
-    """What the header says, or None for a DICOMDIR.
+    Args:
+        file: where it lies.
+        tags: keywords of attributes to keep as text.
 
     Raises:
-        FormatError: not an image this version reads, with the tag that says so.
+        FormatError: not an image that this version reads, with the tag that says so.
+        OSError: the file cannot be opened.
+        ValueError: a keyword that DICOM does not know.
     """
-    with open(file, "rb") as stream:
-        dataset = open_dataset(stream, HEADER_TAGS)
-        available = file.stat().st_size - stream.tell()  # what follows the header: Pixel Data
+    found = read_header(file, (*HEADER_KEYWORDS, *tags))
+    dataset = found.dataset
+    uid = _sop_class(dataset)
     if dataset.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR:
-        return None
-    _modality(dataset)
+        return {}
+    if uid in MASK_CLASSES:
+        return {"mask": dicom_masks.mask_header(file, read_header(file).dataset)}
+    modality = _modality(dataset, uid)
     check_syntax(str(dataset.file_meta.TransferSyntaxUID))
-    check_pixels(dataset, available)
-    return _slice(file, dataset)
+    check_pixels(dataset, found.available)
+    if frame_count(dataset) > 1 or uid in ENHANCED or dataset.PhotometricInterpretation == PALETTE:
+        dataset = read_header(file, (*ALL_KEYWORDS, *tags)).dataset
+    common, frames, _ = _describe(file, dataset, modality, tags)
+    result: dict[str, Any] = {"common": _plain(common)}
+    if frames:
+        result["frames"] = [_plain(frame, common) for frame in frames]
+    elif (count := frame_count(dataset)) > 1:
+        if count * common.rows * common.columns * common.channels > MAX_VOXELS:
+            raise FormatError(
+                f"Number of Frames (0028,0008) is {count}: expected at most 2^31 voxels in one run; cut it into parts"
+            )
+        result["cine"] = count
+    return result
 
 
-def _modality(dataset: Any) -> str:
-    """CT, MR, CR or DX from the SOP class; a grey secondary capture counts as the X-ray it says it is.
+def _sop_class(dataset: Any) -> str:
+    return text_of(dataset, "SOPClassUID") or str(dataset.file_meta.get("MediaStorageSOPClassUID") or "")
+
+
+def _plain(entry: Slice, common: Slice | None = None) -> dict[str, Any]:
+    """The fields of a slice but its file; with `common`, those alone that differ from it."""
+    return {
+        field.name: getattr(entry, field.name)
+        for field in fields(entry)
+        if field.name != "file" and (common is None or getattr(entry, field.name) != getattr(common, field.name))
+    }
+
+
+def _slices(file: Path, content: dict[str, Any]) -> list[Slice]:
+    """What `header` found, also after a round trip through JSON."""
+    common = Slice(file=file, **_tuples(content["common"]))
+    return [replace(common, **_tuples(frame)) for frame in content.get("frames", [])] or [common]
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: _tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _tuple(values: list[Any]) -> tuple[Any, ...]:
+    return tuple(_tuple(value) if isinstance(value, list) else value for value in values)
+
+
+def _modality(dataset: Any, uid: str) -> str:
+    """One of `image.MODALITIES`, from the SOP class; a secondary capture counts as the picture it says it is, else OT.
+
+    Colours of a CT or MR (perfusion maps, fused pictures) are no HU and no signal: OT.
 
     Raises:
-        FormatError: anything else.
+        FormatError: another class.
     """
-    from pydicom.uid import UID
-
-    uid = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
-    said = str(dataset.get("Modality") or "")
+    said = text_of(dataset, "Modality")
     if not uid and len(dataset) == 0:
         raise FormatError(
-            "expected a DICOM image, found no elements that DICOM knows: the file is broken, or no DICOM file"
+            "expected a DICOM image, found no SOP Class UID (0008,0016) and no other element of one: the file is broken, or no DICOM file"
         )
-    if not uid and said in SOP_CLASSES.values():
-        return said
-    if uid == SECONDARY_CAPTURE and (said in PROJECTION or dataset.get("SyntheticData") == "YES"):
-        return said if said in SOP_CLASSES.values() else "OT"
-    if uid in SOP_CLASSES:
-        return SOP_CLASSES[uid]
-    name = UID(uid).name if uid else "no SOP class"
-    words = (
-        f"SOP class {uid} ({name}) (0008,0016)" if uid and name != uid else f"SOP class {uid or '(none)'} (0008,0016)"
+    if uid in SECONDARY_CAPTURE:
+        known = said in PICTURES or (dataset.get("SyntheticData") == "YES" and said in MODALITIES)
+        modality = said if known else "OT"
+    elif uid in SOP_CLASSES or (not uid and said in MODALITIES):
+        modality = SOP_CLASSES.get(uid, said)
+    else:
+        raise FormatError(_stranger(uid, said))
+    return (
+        "OT"
+        if modality in ("CT", "MR") and dataset.get("PhotometricInterpretation", "") not in (*GREY, "")
+        else modality
     )
-    extra = f" with Modality (0008,0060) {said!r}" if uid in ("", SECONDARY_CAPTURE) else ""
-    way_out = ": convert it to single-frame files (dcmtk, dcm2niix) or NIfTI" if uid in ENHANCED else ""
-    raise FormatError(f"{words}{extra} is not a single-frame CT, MR, CR or DX image{way_out}")
 
 
-def _slice(file: Path, dataset: Any) -> Slice:
-    """The header's content as plain values; DICOM PS3.3 C.7.6.2.1.1 for the geometry."""
+def _stranger(uid: str, said: str) -> str:
+    from pydicom.uid import UID
+
+    name = UID(uid).name if uid else ""
+    words = f"SOP class {uid or '(none)'}{f' ({name})' if name not in ('', uid) else ''} (0008,0016)"
+    if not uid:
+        words += f" with Modality (0008,0060) {said!r}"
+    return f"{words} is none that this version reads: CT, MR, X-ray (CR, DX, MG, XA, RF), ultrasound, secondary capture, Segmentation or RT Structure Set"
+
+
+class _Described(NamedTuple):
+    common: Slice
+    frames: list[Slice]
+    attributes: list[dict[str, Any]]
+
+
+def _describe(file: Path, dataset: Any, modality: str, tags: tuple[str, ...] = ()) -> _Described:
+    """The image as a slice, and each frame as one where frames have places of their own; with the frames' attributes."""
+    common = _slice(file, dataset, modality, tags)
+    count = frame_count(dataset)
+    enhanced = _sop_class(dataset) in ENHANCED
+    if count == 1 and not enhanced:
+        return _Described(common, [], [])
+    attributes = frame_attributes(dataset, count)
+    placed = modality not in PICTURES and any("ImagePositionPatient" in frame for frame in attributes)
+    if not placed and not enhanced:
+        return _Described(common, [], attributes)
+    units = {frame.get("units", "HU") for frame in attributes} - HOUNSFIELD_CODES
+    if modality == "CT" and units:
+        raise FormatError(f"Measurement Units Code Sequence (0040,08EA) says {min(units)!r}: expected a CT image in HU")
+    places = {keyword: value for keyword in PLACE_KEYWORDS if (value := dataset.get(keyword)) is not None}
+    frames = [_frame(common, at, places | frame) for at, frame in enumerate(attributes)]
+    return _Described(common, frames, attributes)
+
+
+def _slice(file: Path, dataset: Any, modality: str, tags: tuple[str, ...]) -> Slice:
+    """The header's content as plain values."""
     notes: list[str] = []
-    modality = _modality(dataset)
     if modality == "CT":
         _check_rescale_type(dataset, notes)
-    position, orientation = numbers(dataset, "ImagePositionPatient", 3), numbers(dataset, "ImageOrientationPatient", 6)
-    if orientation is not None:
-        row, column = np.array(orientation[:3]), np.array(orientation[3:])
-        if abs(np.linalg.norm(row) - 1) > 0.01 or abs(np.linalg.norm(column) - 1) > 0.01 or abs(row @ column) > 0.01:
-            notes.append("Image Orientation (0020,0037) is not a pair of perpendicular unit vectors: ignored")
-            orientation = None
-    if modality in PROJECTION:
-        position = orientation = None
-    text = {
-        name: str(dataset.get(name) or "").strip()
-        for name in (
-            "PatientID",
-            "PatientName",
-            "StudyInstanceUID",
-            "SeriesInstanceUID",
-            "SOPInstanceUID",
-            "FrameOfReferenceUID",
-        )
-    }
+    text = {name: text_of(dataset, name) for name in TEXTS}
+    samples = int(dataset.get("SamplesPerPixel") or 1)
+    if dataset.get("PhotometricInterpretation") == PALETTE:
+        samples = 1 if palette_is_grey(dataset) else 3
+    position, orientation, spacing = _place(dataset, modality, notes)
     return Slice(
         file=file,
         modality=modality,
@@ -310,22 +281,81 @@ def _slice(file: Path, dataset: Any) -> Slice:
         series=text["SeriesInstanceUID"],
         instance_uid=text["SOPInstanceUID"],
         frame_of_reference=text["FrameOfReferenceUID"],
-        channels=int(dataset.get("SamplesPerPixel") or 1),
+        channels=samples,
         rows=int(dataset.Rows),
         columns=int(dataset.Columns),
         position=position,
         orientation=orientation,
-        spacing=_spacing(dataset, notes),
+        spacing=spacing,
         thickness=number(dataset, "SliceThickness"),
         instance=number(dataset, "InstanceNumber") or 0.0,
-        acquisition=tuple(_raw(dataset, name) for name in ACQUISITION_TAGS),
+        acquisition=tuple(_raw(dataset, name) if name in ACQUISITION_RAW else "" for name in ACQUISITION),
         notes=tuple(notes),
+        tags=tuple((name, words) for name in tags if (words := _text(dataset, name))),
+        burned_in={"YES": True, "NO": False}.get(text["BurnedInAnnotation"]),
+        tilt=number(dataset, "GantryDetectorTilt"),
     )
+
+
+ACQUISITION_RAW = frozenset(HEADER_KEYWORDS).intersection(ACQUISITION)
 
 
 def _raw(dataset: Any, keyword: str) -> str:
     """An element's undecoded value as text, only to tell slices apart; decoding ten more tags takes 1 ms a file."""
     return str(dataset.get_item(keyword).value).strip() if keyword in dataset else ""
+
+
+def _text(dataset: Any, keyword: str) -> str:
+    """An element's values as text; nothing for sequences and bytes."""
+    from pydicom.sequence import Sequence
+
+    value = dataset.get(keyword)
+    if isinstance(value, (bytes, Sequence)):
+        return ""
+    return "\\".join(str(part).strip() for part in several(dataset, keyword))
+
+
+def _frame(common: Slice, at: int, attributes: Mapping[str, Any]) -> Slice:
+    """One frame as a slice: its own place, and what tells it apart."""
+    notes: list[str] = []
+    if common.modality == "CT":
+        _check_rescale_type(attributes, notes)
+    position, orientation, spacing = _place(attributes, common.modality, notes)
+    own: dict[str, Any] = dict(attributes)
+    own["ImageType"] = [*several(attributes, "ImageType"), *several(attributes, "ComplexImageComponent")]
+    own["DiffusionGradientOrientation"] = attributes.get("gradient") or attributes.get("DiffusionDirectionality")
+    own |= {f"dimension {place}": value for place, value in enumerate(attributes.get("dimensions", []))}
+    own["file"] = common.instance_uid
+    return replace(
+        common,
+        frame=at,
+        position=position,
+        orientation=orientation,
+        spacing=spacing,
+        thickness=number(attributes, "SliceThickness"),
+        instance=float(at + 1),
+        acquisition=tuple("\\".join(str(part) for part in several(own, name)) for name in ACQUISITION),
+        notes=tuple(dict.fromkeys((*common.notes, *notes))),
+    )
+
+
+Position = tuple[float, ...] | None
+
+
+def _place(facts: Any, modality: str, notes: list[str]) -> tuple[Position, Position, tuple[float, float] | None]:
+    """Position, orientation and spacing; pictures have no place in the patient. DICOM PS3.3 C.7.6.2.1.1."""
+    position, orientation = numbers(facts, "ImagePositionPatient", 3), numbers(facts, "ImageOrientationPatient", 6)
+    spacing = _spacing(facts, notes)
+    if modality in PICTURES:
+        return None, None, spacing
+    if orientation is not None:
+        row, column = orientation[:3], orientation[3:]
+        lengths = [sum(value * value for value in axis) ** 0.5 for axis in (row, column)]
+        product = sum(one * other for one, other in zip(row, column))
+        if max(abs(length - 1) for length in lengths) > 0.01 or abs(product) > 0.01:
+            notes.append("Image Orientation (0020,0037) is not a pair of perpendicular unit vectors: ignored")
+            orientation = None
+    return position, orientation, spacing
 
 
 def _check_rescale_type(dataset: Any, notes: list[str]) -> None:
@@ -337,14 +367,14 @@ def _check_rescale_type(dataset: Any, notes: list[str]) -> None:
         raise FormatError(f"Rescale Type (0028,1054) is {kind!r}: expected a CT image in HU")
 
 
-def _spacing(dataset: Any, notes: list[str]) -> tuple[float, float] | None:
+def _spacing(facts: Any, notes: list[str]) -> tuple[float, float] | None:
     """(mm between rows, mm between columns), in this order as DICOM gives it, or None."""
     for keyword, tag in (
         ("PixelSpacing", "0028,0030"),
         ("ImagerPixelSpacing", "0018,1164"),
         ("NominalScannedPixelSpacing", "0018,2010"),
     ):
-        pair = numbers(dataset, keyword, 2)
+        pair = numbers(facts, keyword, 2)
         if pair is None:
             continue
         if min(pair) <= 0:
@@ -354,3 +384,196 @@ def _spacing(dataset: Any, notes: list[str]) -> tuple[float, float] | None:
             notes.append("pixel spacing is that at the detector (0018,1164), larger than in the patient")
         return pair[0], pair[1]
     return None
+
+
+# ------------------------------------------------------------------------------------------------ scans
+
+
+def arrange(headers: list[tuple[Path, dict[str, Any]]]) -> tuple[list[Source], list[Skipped]]:
+    """Scans from headers: series sorted by position, pictures one by one, runs of pictures as one scan, masks."""
+    contents = {file: content for file, content in headers if "common" in content}
+    # Files first: a multi-frame file is a copy as a whole.
+    firsts = [_slices(file, {"common": content["common"]})[0] for file, content in contents.items()]
+    kept, copies = drop_identical(
+        firsts, "SOP Instance UID (0008,0018)", lambda entry: entry.instance_uid, _file_digest
+    )
+    sources: list[Source] = []
+    slices: list[Slice] = []
+    for entry in kept:
+        content = contents[entry.file]
+        if _is_picture(entry) and "frames" not in content:
+            sources.append(_picture(entry, content.get("cine", 0)))
+        else:
+            slices += _slices(entry.file, content)
+    stacks, more = arrange_series(slices, _slice_digest)
+    sources += [_volume(stack, notes) for stack, notes in stacks]
+    masks = [(file, content["mask"]) for file, content in headers if "mask" in content]
+    return sources + (dicom_masks.mask_sources(masks) if masks else []), copies + more
+
+
+def _is_picture(entry: Slice) -> bool:
+    return entry.modality in PICTURES or (entry.modality == "OT" and entry.position is None)
+
+
+def _picture(entry: Slice, frames: int) -> Source:
+    """A 2-D picture, or a run of them over time."""
+    run = (f"{frames} frames (0028,0008) of one run: each is a 2-D picture of the same scan",) if frames else ()
+    source = _volume([entry], run)
+    shape = (entry.columns, entry.rows, frames or 1)
+    return replace(source, dimensions=2, shape=shape, frames=tuple(range(frames)))
+
+
+def _volume(stack: list[Slice], notes: tuple[str, ...]) -> Source:
+    first = stack[0]
+    files, frames = source_files(stack)
+    instances = dict(zip((entry.file for entry in stack), (entry.instance_uid for entry in stack)))
+    known = first.position is not None and first.orientation is not None
+    return Source(
+        files=files,
+        format="dicom",
+        modality=first.modality,
+        channels=first.channels,
+        dimensions=3,
+        shape=(first.columns, first.rows, len(stack)),
+        patient=first.patient,
+        study=first.study,
+        notes=notes + tuple(dict.fromkeys(note for entry in stack for note in entry.notes)),
+        series=first.series or None,
+        frame_of_reference=first.frame_of_reference or None,
+        instances=tuple(instances[file] for file in files) if all(instances.values()) else (),
+        frames=frames,
+        affine=tuple(affine(stack).ravel().tolist()) if known else None,
+        tags=first.tags,
+        burned_in=_any_burned_in(stack),
+    )
+
+
+def _any_burned_in(stack: list[Slice]) -> bool | None:
+    """True where one slice says yes, False where all say no, else None."""
+    said = {entry.burned_in for entry in stack}
+    return True if True in said else False if said == {False} else None
+
+
+def _slice_digest(entry: Slice) -> str:
+    """Hash of the decoded stored values, to tell copies (however compressed) from images that merely share a position."""
+    return _digest(entry.file, [entry.frame or 0])
+
+
+def _file_digest(entry: Slice) -> str:
+    return _digest(entry.file, None)
+
+
+def _digest(file: Path, frames: list[int] | None) -> str:
+    opened = read_header(file, ALL_KEYWORDS)
+    found = hashlib.sha256()
+    for stored in stored_frames(file, opened, range(frame_count(opened.dataset)) if frames is None else frames, []):
+        found.update(stored.astype("<i8").tobytes())
+    return found.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------ voxels
+
+
+def read(source: Source) -> Image:
+    """Voxels after the modality LUT: HU for CT, padding as air or background, MONOCHROME1 inverted (not CT).
+
+    Slices are decoded one by one into the array, so the image and one compressed frame is all the memory it takes. An
+    X-ray's VOI LUT becomes `Image.window`.
+
+    Raises:
+        FormatError: a file cannot be decoded; it is named.
+        OSError: a file cannot be opened.
+    """
+    if source.role == "mask":
+        raise FormatError("a mask, not an image: read it with read_mask, on the grid of its image")
+    frames = source.frames or (0,) * len(source.files)
+    files = source.files if len(source.files) == len(frames) else source.files * len(frames)
+    notes = list(source.notes)
+    slices: list[Slice] = []
+    windows: set[Window] = set()
+    # Memory holds slice behind slice, so that each is written and taken in one piece.
+    array = np.empty((0, 0, 0, 0))
+    for k, (plane, entry, words, window) in enumerate(_planes(files, frames)):
+        if not slices:
+            array = np.empty((len(frames), *plane.shape[::-1]), plane.dtype)
+        if plane.shape != array.shape[:0:-1]:
+            raise FormatError(
+                f"expected slices of one size, found {array.shape[:0:-1]} and {plane.shape} in one series: the files changed since they were listed",
+                entry.file,
+            )
+        array = _made_to_hold(array, plane.dtype)
+        array[k] = plane.T
+        slices.append(entry)
+        windows.add(window)
+        notes += words
+    flat = source.dimensions == 2
+    return Image(
+        array.T,
+        affine(slices[:1] if flat else slices),
+        source.modality,
+        "HU" if source.modality == "CT" else "a.u.",
+        slices[0].spacing is not None,
+        tuple(dict.fromkeys(notes)),
+        windows.pop() if len(windows) == 1 else None,
+    )
+
+
+def _made_to_hold(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The array in a dtype that holds another one, too; slices of one series rarely differ. No float is wider than float32."""
+    if array.dtype == dtype:
+        return array
+    floating = "f" in (array.dtype.kind, dtype.kind)
+    return array.astype(np.float32 if floating else np.result_type(array.dtype, dtype), copy=False)
+
+
+Plane = tuple[np.ndarray, Slice, list[str], Window]
+
+
+def _planes(files: tuple[Path, ...], frames: tuple[int, ...]) -> Iterator[Plane]:
+    """Of each slice its values (C, I, J), header, what was altered, and window.
+
+    Raises:
+        FormatError: with the file.
+        OSError: the file cannot be opened.
+    """
+    for file, members in groupby(zip(files, frames), key=lambda pair: pair[0]):
+        try:
+            yield from _planes_of(file, [frame for _, frame in members])
+        except FormatError as error:
+            raise FormatError(str(error), file) from error
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise _unreadable(file, error) from error
+        except Exception as error:  # decoders raise anything on broken bytes
+            raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> FormatError:
+    return FormatError(
+        f"expected a readable dicom file, found {explain(error, (file,))}: copy it again from its source", file
+    )
+
+
+def _planes_of(file: Path, frames: list[int]) -> Iterator[Plane]:
+    stat = file.stat()
+    opened, described, facts = _opened(file, stat.st_size, stat.st_mtime_ns)
+    check_pixels(opened.dataset, opened.available)
+    words: list[str] = []
+    for at, stored in zip(frames, stored_frames(file, opened, frames, words)):
+        own = described.attributes[at] if described.attributes else {}
+        entry = described.frames[at] if described.frames else described.common
+        plane, window = physical_values(stored, facts | own, entry.modality, words)
+        require_finite(plane)
+        yield plane, entry, words, window
+        words.clear()
+
+
+@lru_cache(maxsize=1)
+def _opened(file: Path, size: int, mtime_ns: int) -> tuple[Header, _Described, dict[str, Any]]:
+    """A file's header, kept for the next volume of the same file: one of 10,000 frames takes seconds."""
+    opened = read_header(file, ALL_KEYWORDS)
+    dataset = opened.dataset
+    uid = _sop_class(dataset)
+    described = _describe(file, dataset, _modality(dataset, uid))
+    return opened, described, value_facts(dataset)

@@ -1,33 +1,108 @@
-"""DICOM Pixel Data -> physical values: decoding, modality LUT, MONOCHROME1 and padding of one single-frame image."""
+"""DICOM Pixel Data -> physical values: decoding, palettes, modality LUT, VOI LUT, MONOCHROME1 and padding, frame by frame."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import cache
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from .source import FormatError, check_size, explain, narrowest, quiet, rescale, silent_stderr
+from ..image import PROJECTION
+from .dicom_file import EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE, Header, pixel_stream
+from .dicom_frames import frame_reader
+from .source import FormatError, explain, narrowest, quiet, rescale, silent_stderr
 
 # Transfer syntaxes that SimpleITK (GDCM) decodes where pydicom's decoders may not: JPEG Baseline, Extended, Lossless, Lossless SV1.
 GDCM_SYNTAXES = {f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70)}
-DEFLATED = "1.2.840.10008.1.2.1.99"
+JPEG_LS = {"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"}
 RLE = "1.2.840.10008.1.2.5"
 LOSSY = {f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 81, 91, 203)}
-IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 UNCOMPRESSED = {IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG}
-# What one byte of Pixel Data can become at most: run lengths (PS3.5 G.3) turn 2 bytes into 128.
+# What one byte of Pixel Data can become at most: run lengths (PS3.5 G.3) turn 2 bytes into 128; the others have no
+# bound, and an image that is smaller than this holds nothing.
 MOST_EXPANSION = {**dict.fromkeys(UNCOMPRESSED, 1.0), RLE: 64.0}
-# No detector has more; a compressed header that claims more is broken or hostile.
+EXPANSION = 2.0**14
+# No detector has more; a header that claims more is broken or hostile.
 MAX_PIXELS = 2**28
+# Long runs of functional MR have some 50,000.
+MAX_FRAMES = 100_000
 AIR_HU = -1024
+GREY = ("MONOCHROME1", "MONOCHROME2")
+COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
+PALETTE = "PALETTE COLOR"
+PALETTE_KEYWORDS = tuple(
+    f"{segmented}{colour}PaletteColorLookupTable{part}"
+    for colour in ("Red", "Green", "Blue")
+    for segmented, part in (("", "Descriptor"), ("", "Data"), ("Segmented", "Data"))
+)
+# What the way from stored to physical values needs of the header.
+VALUE_KEYWORDS = (
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "RealWorldValueMappingSequence",
+    "VOILUTSequence",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "SyntheticData",
+)
+# Header elements that hold decimal text (DS, IS).
+DECIMALS = {
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "NominalScannedPixelSpacing",
+    "SliceThickness",
+    "InstanceNumber",
+    "GantryDetectorTilt",
+    "NumberOfFrames",
+}
+# What a decoder needs of the header.
+PIXEL_KEYWORDS = (
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+)
 
 
 # ------------------------------------------------------------------------------------------------ elements
 
 
+def raw_values(dataset: Any, keyword: str) -> list[Any]:
+    """Like `several`; decimal text stays bytes, which `float` takes as well and pydicom needs 0.05 ms to check."""
+    if keyword in DECIMALS and hasattr(dataset, "get_item") and keyword in dataset:
+        value = dataset.get_item(keyword).value
+        if isinstance(value, bytes):
+            value = value.strip(b" \0")
+            return value.split(b"\\") if value else []
+    return several(dataset, keyword)
+
+
+def text_of(dataset: Any, keyword: str) -> str:
+    """An element as text; plain ASCII is not decoded by pydicom, which checks it."""
+    if keyword not in dataset:
+        return ""
+    value = dataset.get_item(keyword).value
+    if isinstance(value, bytes) and value.isascii() and b"\x1b" not in value:
+        return value.decode("ascii").strip(" \0")
+    return str(dataset.get(keyword) or "").strip()
+
+
 def several(dataset: Any, keyword: str) -> list[Any]:
+    """The values of one element of a data set or a dict; none where it is absent or empty."""
     value = dataset.get(keyword)
     return [] if value is None or value == "" else [value] if isinstance(value, (str, int, float)) else list(value)
 
@@ -39,7 +114,7 @@ def numbers(dataset: Any, keyword: str, count: int) -> tuple[float, ...] | None:
         FormatError: another count, or no numbers.
     """
     try:
-        values = tuple(float(value) for value in several(dataset, keyword))
+        values = tuple(float(value) for value in raw_values(dataset, keyword))
     except (TypeError, ValueError, OverflowError) as error:
         raise FormatError(
             f"expected {count} numbers in {keyword}, found text that is none ({error}): the header is broken"
@@ -54,6 +129,18 @@ def numbers(dataset: Any, keyword: str, count: int) -> tuple[float, ...] | None:
 def number(dataset: Any, keyword: str) -> float | None:
     values = numbers(dataset, keyword, 1)
     return None if values is None else values[0]
+
+
+def frame_count(dataset: Any) -> int:
+    """Number of Frames (0028,0008), 1 where it is absent.
+
+    Raises:
+        FormatError: it is no whole number above 0.
+    """
+    count = number(dataset, "NumberOfFrames")
+    if count is not None and (count < 1 or not count.is_integer()):
+        raise FormatError(f"expected Number of Frames (0028,0008) of 1 or more, found {count:g}: the header is broken")
+    return int(count or 1)
 
 
 # ------------------------------------------------------------------------------------------------ what can be decoded
@@ -80,150 +167,199 @@ def check_syntax(uid: str) -> None:
 
 
 def check_pixels(dataset: Any, available: int) -> None:
-    """Refuse what is not one grey frame that the file can hold.
+    """Refuse what is no image, and claims that the file cannot hold.
 
     Raises:
         FormatError: naming the tag.
     """
-    if "LOCALIZER" in [str(value) for value in several(dataset, "ImageType")]:
-        raise FormatError("Image Type (0008,0008) LOCALIZER: a scout view, not a slice")
+    frames = frame_count(dataset)
+    _check_kind(dataset, frames)
     for keyword, tag in (("Rows", "0028,0010"), ("Columns", "0028,0011"), ("BitsAllocated", "0028,0100")):
         if not isinstance(dataset.get(keyword), int) or dataset.get(keyword) < 1:
             raise FormatError(
                 f"expected an image, found {keyword} ({tag}) {dataset.get(keyword)!r}: the file holds no pixels, or its header is broken"
             )
-    frames = number(dataset, "NumberOfFrames")
-    if frames is not None and frames > 1:
+    samples, bits = _check_photometric(dataset)
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    syntax = str(dataset.file_meta.TransferSyntaxUID)
+    if rows * columns > MAX_PIXELS:
         raise FormatError(
-            f"Number of Frames (0028,0008) is {frames:g}: expected a single-frame image; split it into single frames first"
+            f"Rows (0028,0010) {rows} and Columns (0028,0011) {columns}: expected at most 2^28 pixels in an image; the header is broken"
         )
-    photometric, samples = str(dataset.get("PhotometricInterpretation", "")), int(dataset.get("SamplesPerPixel") or 1)
-    if dataset.get("SyntheticData") == "YES" and (samples, photometric) == (3, "RGB"):
-        pass  # our own colour pictures
-    elif samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+    if frames > MAX_FRAMES or (syntax not in UNCOMPRESSED and frames * 8 > available):
         raise FormatError(
-            f"Photometric Interpretation (0028,0004) {photometric!r} with {samples} samples a pixel (0028,0002): expected a grey image (MONOCHROME1 or MONOCHROME2)"
+            f"Number of Frames (0028,0008) is {frames}: the file has no room for so many; it is truncated or its header is wrong"
+        )
+    size = frame_bytes(dataset) if syntax in UNCOMPRESSED else rows * columns * samples * bits // 8
+    if size * frames > available * MOST_EXPANSION.get(syntax, EXPANSION):
+        raise FormatError(
+            f"Columns (0028,0011), Rows (0028,0010) and Number of Frames (0028,0008): expected {size * frames} bytes of voxels for shape {(columns, rows, frames)}, found room for {available} in the file: it is truncated or its header is wrong; copy it again from its source"
+        )
+
+
+def _check_kind(dataset: Any, frames: int) -> None:
+    kinds = [str(value) for value in several(dataset, "ImageType")]
+    if "LOCALIZER" in kinds:
+        raise FormatError("Image Type (0008,0008) LOCALIZER: a scout view, not a slice")
+    if "MOSAIC" in kinds and frames == 1:
+        raise FormatError(
+            "Image Type (0008,0008) MOSAIC: the slices of a volume lie side by side in one picture: convert it with dcm2niix, or export it from the scanner as enhanced MR"
+        )
+
+
+def _check_photometric(dataset: Any) -> tuple[int, int]:
+    """(samples a pixel, bits of a sample) of a grey, palette or colour image.
+
+    Raises:
+        FormatError: another kind, naming the tag.
+    """
+    photometric, samples = str(dataset.get("PhotometricInterpretation", "")), int(dataset.get("SamplesPerPixel") or 1)
+    if not (samples == 1 and photometric in (*GREY, PALETTE)) and not (samples == 3 and photometric in COLOUR):
+        raise FormatError(
+            f"Photometric Interpretation (0028,0004) {photometric!r} with {samples} samples a pixel (0028,0002): expected a grey, palette or colour image ({', '.join((*GREY, PALETTE, *COLOUR))})"
         )
     bits = int(dataset.BitsAllocated)
-    if bits not in (8, 16, 32):
-        raise FormatError(f"Bits Allocated (0028,0100) is {bits}: expected 8, 16 or 32")
-    syntax = str(dataset.file_meta.TransferSyntaxUID)
-    rows, columns = int(dataset.Rows), int(dataset.Columns)
-    if syntax in MOST_EXPANSION:
-        check_size((columns, rows, 1), samples * bits / 8, available, MOST_EXPANSION[syntax])
-    elif rows * columns > MAX_PIXELS:
+    allowed = (8, 16, 32) if photometric in GREY else (8,) if photometric.startswith("YBR_FULL") else (8, 16)
+    if bits not in allowed:
         raise FormatError(
-            f"Rows (0028,0010) {rows} and Columns (0028,0011) {columns}: expected at most 2^28 pixels in a compressed image"
+            f"Bits Allocated (0028,0100) is {bits}: expected {' or '.join(map(str, allowed))} with Photometric Interpretation (0028,0004) {photometric}"
         )
+    return samples, bits
 
 
-# ------------------------------------------------------------------------------------------------ decoding and values
+def frame_bytes(dataset: Any) -> int:
+    """Bytes of one uncompressed frame; YBR_FULL_422 shares its colours between two pixels."""
+    pixels = int(dataset.Rows) * int(dataset.Columns) * int(dataset.BitsAllocated) // 8
+    subsampled = str(dataset.get("PhotometricInterpretation", "")) == "YBR_FULL_422"
+    return pixels * (2 if subsampled else int(dataset.get("SamplesPerPixel") or 1))
 
 
-def plane_values(dataset: Any, modality: str, available: int) -> tuple[np.ndarray, list[str]]:
-    """One slice (C, I, J) in physical units, and what was altered."""
-    notes: list[str] = []
-    check_pixels(dataset, available)
-    stored = stored_values(dataset, notes)
-    if stored.shape[:2] != (int(dataset.Rows), int(dataset.Columns)):
-        raise FormatError(
-            f"expected {dataset.Rows} rows and {dataset.Columns} columns (0028,0010 and 0011), found pixels of shape {stored.shape}"
-        )
-    stored = np.atleast_3d(stored).transpose(2, 1, 0)
-    if len(stored) == 3:
-        return stored, notes
-    padding = _padding(stored, dataset, notes)
-    array = _modality_lut(stored, dataset)
-    if str(dataset.PhotometricInterpretation) == "MONOCHROME1" and modality != "CT":  # HU are HU however they are shown
-        array = _invert(array, dataset)
-        notes.append("MONOCHROME1 inverted")
-    if modality == "CT":
-        return _hounsfield(array, padding, dataset, notes), notes
-    return _background(array, padding, notes), notes
+# ------------------------------------------------------------------------------------------------ decoding
 
 
-def stored_values(dataset: Any, notes: list[str]) -> np.ndarray:
-    """Stored pixel values (rows, columns), decoded by pydicom, else by SimpleITK where that may help."""
+def stored_frames(file: Path, header: Header, frames: Iterable[int], notes: list[str]) -> Iterator[np.ndarray]:
+    """Stored values (rows, columns) or (rows, columns, 3 of RGB) of the frames asked for, one frame in memory at a time.
+
+    Raises:
+        FormatError: the pixels cannot be decoded.
+        OSError: the file cannot be opened.
+    """
+    dataset = header.dataset
+    compressed = str(dataset.file_meta.TransferSyntaxUID) not in UNCOMPRESSED
+    size, count = frame_bytes(dataset), frame_count(dataset)
+    single = _pixel_elements(dataset)
+    with pixel_stream(file, header, size * count) as stream:
+        frame = frame_reader(stream, dataset, size, compressed)
+        for number in frames:
+            if number >= count:
+                raise FormatError(f"expected frame {number + 1}, found {count}: the file changed since it was listed")
+            yield _stored(single, frame(number), compressed, notes)
+
+
+def _pixel_elements(dataset: Any) -> Any:
+    """What a decoder needs of a header as a data set of one frame: nothing of the patient, no rescale, no broken rest."""
+    import pydicom
+
+    single = pydicom.Dataset()
+    single.file_meta = pydicom.dataset.FileMetaDataset()
+    single.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
+    for keyword in PIXEL_KEYWORDS:
+        if keyword in dataset:
+            single[keyword] = dataset[keyword]
+    return single
+
+
+def _stored(single: Any, frame: bytes, compressed: bool, notes: list[str]) -> np.ndarray:
+    """One frame's stored values, decoded by pydicom, else by SimpleITK where that may help."""
+    from pydicom.dataelem import DataElement
+    from pydicom.encaps import encapsulate
     from pydicom.pixels import pixel_array
 
-    if "PixelData" not in dataset:
-        raise FormatError("expected Pixel Data (7FE0,0010), found none: the file is truncated or holds a header alone")
-    syntax = dataset.file_meta.TransferSyntaxUID
-    _check_codestream(dataset)
+    syntax = single.file_meta.TransferSyntaxUID
+    if compressed:
+        _check_codestream(single, frame)
+        single["PixelData"] = DataElement(0x7FE00010, "OB", encapsulate([frame]), is_undefined_length=True)
+    else:
+        single["PixelData"] = DataElement(0x7FE00010, "OB" if single.BitsAllocated == 8 else "OW", frame)
     # pylibjpeg's RLE decoder (Rust) panics on broken streams, past `except Exception`; pydicom's own takes 8 ms for 512x512.
     plugin = "pydicom" if str(syntax) == RLE else ""
     try:
         with quiet() as words:
-            stored = np.asarray(pixel_array(dataset, decoding_plugin=plugin))
+            stored = np.asarray(pixel_array(single, decoding_plugin=plugin))
     except Exception as error:
         if syntax not in GDCM_SYNTAXES:
             raise FormatError(
                 f"expected pixels in transfer syntax {syntax} ({syntax.name}), found {explain(error, ())}: copy it again from its source"
             ) from error
-        return _stored_by_gdcm(dataset)
+        stored = _stored_by_gdcm(single)
     notes += [f"decoder: {word}" for word in words if "precision" in word or "bits" in word.lower()]
+    if stored.shape[:2] != (int(single.Rows), int(single.Columns)):
+        raise FormatError(
+            f"expected {single.Rows} rows and {single.Columns} columns (0028,0010 and 0011), found pixels of shape {stored.shape}"
+        )
     return stored.astype(stored.dtype.newbyteorder("="), copy=False)
 
 
-def _check_codestream(dataset: Any) -> None:
+def _check_codestream(single: Any, frame: bytes) -> None:
     """Refuse a JPEG or JPEG 2000 stream whose own size is not the header's, before a decoder takes memory for it.
 
     JPEG: the frame header SOFn or SOF55 (ITU-T T.81 B.2.2, T.87 C.2.2); JPEG 2000: the SIZ marker (T.800 A.5.1).
     """
-    from pydicom.encaps import generate_frames
-
-    if str(dataset.file_meta.TransferSyntaxUID) in UNCOMPRESSED | {DEFLATED}:
+    syntax = single.file_meta.TransferSyntaxUID
+    if syntax == RLE:
         return
-    frame = next(generate_frames(dataset.PixelData, number_of_frames=1), b"")
     size = _codestream_size(frame)
-    if size is None and str(dataset.file_meta.TransferSyntaxUID) in GDCM_SYNTAXES:
+    if size is None:
         raise FormatError(
-            "expected a JPEG stream in Pixel Data (7FE0,0010), found none with a frame header: the file is broken"
+            f"expected a stream of transfer syntax {syntax} ({syntax.name}) in Pixel Data (7FE0,0010), found none with a frame header: the file is broken"
         )
-    if size is not None and size != (int(dataset.Rows), int(dataset.Columns)):
+    if syntax in JPEG_LS and b"\xff\xd9" not in frame[-16:]:
+        # CharLS takes six seconds for some streams without their end.
         raise FormatError(
-            f"expected {dataset.Rows} rows and {dataset.Columns} columns (0028,0010 and 0011), found {size[0]} and {size[1]} in the compressed stream: the file is broken"
+            f"expected a stream of transfer syntax {syntax} ({syntax.name}) up to its end marker, found none: the file is truncated; copy it again from its source"
+        )
+    expected = (int(single.Rows), int(single.Columns), int(single.get("SamplesPerPixel") or 1))
+    if size != expected:
+        raise FormatError(
+            f"expected {expected[0]} rows and {expected[1]} columns (0028,0010 and 0011) of {expected[2]} samples (0028,0002), found {size[0]} and {size[1]} in the compressed stream, of {size[2]}: the file is broken"
         )
 
 
-def _codestream_size(frame: bytes) -> tuple[int, int] | None:
-    """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 stream claims; None for others and broken ones."""
-    position = frame.find(b"\xff\x4f\xff\x51", 0, 256)
+def _codestream_size(frame: bytes) -> tuple[int, int, int] | None:
+    """(rows, columns, samples) that a JPEG, JPEG-LS or JPEG 2000 stream claims; None for others and broken ones."""
+    position = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
     if position >= 0:
         right, bottom, left, top = (
             int.from_bytes(frame[position + at : position + at + 4], "big") for at in (8, 12, 16, 20)
         )
-        return bottom - top, right - left
+        return bottom - top, right - left, int.from_bytes(frame[position + 40 : position + 42], "big")
     position = 2 if frame.startswith(b"\xff\xd8") else len(frame)
-    while position + 9 <= len(frame) and frame[position] == 0xFF:
+    while position + 10 <= len(frame) and frame[position] == 0xFF:
         marker = frame[position + 1]
         if marker in (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), 0xF7):
-            return int.from_bytes(frame[position + 5 : position + 7], "big"), int.from_bytes(
-                frame[position + 7 : position + 9], "big"
-            )
+            rows, columns = (int.from_bytes(frame[position + at : position + at + 2], "big") for at in (5, 7))
+            return rows, columns, frame[position + 9]
         position += 1 if marker == 0xFF else 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
     return None
 
 
-def _stored_by_gdcm(dataset: Any) -> np.ndarray:
-    """Stored values through SimpleITK's GDCM, which reads files alone and would rescale and invert.
-
-    It is given a temporary file of the pixels and their format, without rescale, MONOCHROME1 or anything of the
-    patient, and without the broken elements of the original that it might trip over.
-    """
+def _stored_by_gdcm(single: Any) -> np.ndarray:
+    """Stored values through SimpleITK's GDCM, which reads files alone: it is given a temporary one of the pixels."""
     import pydicom
     import SimpleITK as sitk
 
-    syntax = dataset.file_meta.TransferSyntaxUID
-    bare = pydicom.Dataset()
+    syntax, samples = single.file_meta.TransferSyntaxUID, int(single.get("SamplesPerPixel") or 1)
+    photometric = str(single.PhotometricInterpretation)
+    if samples == 3 and photometric != "RGB":
+        raise FormatError(
+            f"Photometric Interpretation (0028,0004) {photometric!r} in transfer syntax {syntax} ({syntax.name}) cannot be decoded here: decompress the file with dcmtk's 'dcmdjpeg'"
+        )
+    bare = pydicom.Dataset(single)
     bare.file_meta = pydicom.dataset.FileMetaDataset()
     bare.file_meta.TransferSyntaxUID = syntax
     bare.file_meta.MediaStorageSOPClassUID = bare.SOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
     bare.file_meta.MediaStorageSOPInstanceUID = bare.SOPInstanceUID = pydicom.uid.generate_uid()
-    for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData"):
-        if keyword in dataset:
-            bare[keyword] = dataset[keyword]
-    bare.SamplesPerPixel, bare.PhotometricInterpretation = 1, "MONOCHROME2"
+    bare.PhotometricInterpretation = "RGB" if samples == 3 else "MONOCHROME2"  # GDCM would invert MONOCHROME1
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     with TemporaryDirectory() as folder:
@@ -236,63 +372,224 @@ def _stored_by_gdcm(dataset: Any) -> np.ndarray:
             raise FormatError(
                 f"transfer syntax {syntax} ({syntax.name}) (0002,0010): neither pydicom nor SimpleITK decodes these pixels; decompress the file with dcmtk's 'dcmdjpeg'"
             ) from error
-    return stored.reshape(stored.shape[-2:])
+    return stored.reshape(stored.shape[-3:] if samples == 3 else stored.shape[-2:])
 
 
-def _slope_intercept(dataset: Any) -> tuple[float, float]:
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def _lookup_table(data: Any, entries: int, big: bool) -> np.ndarray:
+    """LUT Data of one table as unsigned numbers: words, or bytes where there are as few as entries; PS3.3 C.11.1.1.1."""
+    if isinstance(data, (bytes, bytearray)):
+        words = len(data) >= 2 * entries
+        table = np.frombuffer(
+            data, (">u2" if big else "<u2") if words else "u1", count=-1 if not words else len(data) // 2
+        )
+    else:
+        table = np.asarray(data)
+    if table.size < entries:
+        raise FormatError(f"expected a lookup table of {entries} entries, found {table.size}: the header is broken")
+    return table[:entries].astype(np.uint16)
+
+
+def _apply_table(values: np.ndarray, table: np.ndarray, first: int) -> np.ndarray:
+    """Values below `first` take the first entry, those behind the last take the last."""
+    return np.asarray(table[np.clip(values.astype(np.int64) - first, 0, len(table) - 1)])
+
+
+def _descriptor(values: list[Any], signed: bool) -> tuple[int, int, int]:
+    """(entries, first value mapped, bits) of a LUT Descriptor; 0 entries mean 65536."""
+    if len(values) != 3:
+        raise FormatError(f"expected 3 numbers in a LUT Descriptor, found {values}: the header is broken")
+    entries, first, bits = (int(value) for value in values)
+    return entries or 65536, first - 65536 if signed and first > 32767 else first, bits
+
+
+def _table_item(item: Any, facts: dict[str, Any], signed: bool) -> tuple[np.ndarray, int, int]:
+    """Table, first value mapped and bits of one item of a Modality or VOI LUT Sequence."""
+    entries, first, bits = _descriptor(several(item, "LUTDescriptor"), signed)
+    return _lookup_table(item.get("LUTData"), entries, facts["syntax"] == EXPLICIT_BIG), first, bits
+
+
+def palette(dataset: Any) -> tuple[np.ndarray, int]:
+    """(entries, 3) colours of a PALETTE COLOR image, uint8 where that is exact, and the value of the first; PS3.3 C.7.6.3.1.5.
+
+    Raises:
+        FormatError: the palette is missing or broken.
+    """
+    from pydicom.pixels import apply_color_lut
+
+    descriptor = several(dataset, "RedPaletteColorLookupTableDescriptor")
+    if not descriptor:
+        raise FormatError(
+            "expected Red Palette Color Lookup Table Descriptor (0028,1101) with Photometric Interpretation (0028,0004) PALETTE COLOR, found none: the header is broken"
+        )
+    entries, first, _ = _descriptor(descriptor, bool(dataset.get("PixelRepresentation", 0)))
+    big = str(dataset.file_meta.TransferSyntaxUID) == EXPLICIT_BIG
+    names = [f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")]
+    if names[0] in dataset:
+        table = np.stack([_lookup_table(dataset.get(name), entries, big) for name in names], axis=1)
+    else:  # segmented, PS3.3 C.7.9.2
+        table = np.asarray(apply_color_lut(np.arange(first, first + entries), dataset))[:, :3]
+    # Palettes of 8-bit colours are kept in words, either repeated in both bytes or in the high one.
+    if table.max(initial=0) < 256:
+        return table.astype(np.uint8), first
+    low, high = table & 255, table >> 8
+    return (high.astype(np.uint8), first) if not low.any() or np.array_equal(low, high) else (table, first)
+
+
+def palette_is_grey(dataset: Any) -> bool:
+    return _is_grey(palette(dataset)[0])
+
+
+def _is_grey(table: np.ndarray) -> bool:
+    return bool(np.array_equal(table[:, 0], table[:, 1]) and np.array_equal(table[:, 0], table[:, 2]))
+
+
+# ------------------------------------------------------------------------------------------------ values
+
+Window = tuple[float, float] | None
+
+
+def value_facts(dataset: Any) -> dict[str, Any]:
+    """What `physical_values` needs of a header; what a frame's functional groups say may be laid over it."""
+    facts = {keyword: dataset.get(keyword) for keyword in (*VALUE_KEYWORDS, *PIXEL_KEYWORDS) if keyword in dataset}
+    if facts.get("PhotometricInterpretation") == PALETTE:
+        facts["palette"] = palette(dataset)
+    return facts | {"syntax": str(dataset.file_meta.TransferSyntaxUID)}
+
+
+def physical_values(
+    stored: np.ndarray, facts: dict[str, Any], modality: str, notes: list[str]
+) -> tuple[np.ndarray, Window]:
+    """Stored values of one frame -> (C, I, J) in physical units, and the window of an X-ray where the header has one.
+
+    Args:
+        stored: (rows, columns) or (rows, columns, 3).
+        facts: of `value_facts`, for a frame with what its functional groups say.
+        modality: one of `image.MODALITIES`.
+        notes: what was altered is added here.
+    """
+    photometric = str(facts["PhotometricInterpretation"])
+    if photometric == PALETTE:
+        table, first = facts["palette"]
+        stored = _apply_table(stored, table[:, 0] if _is_grey(table) else table, first)
+    stored = np.atleast_3d(stored).transpose(2, 1, 0)
+    if photometric not in GREY:
+        return stored, None
+    padding = _padding(stored, facts, notes)
+    array = _modality_lut(stored, facts)
+    window, bounds = None, _bounds(array, facts)
+    if modality in PROJECTION:
+        array, window, bounds = _voi(array, facts, bounds, notes)
+    if photometric == "MONOCHROME1" and modality == "CT":
+        notes.append("MONOCHROME1: HU stay as they are")
+    elif photometric == "MONOCHROME1":
+        array, total = _invert(array, bounds), sum(bounds)
+        window = (total - window[1], total - window[0]) if window else None
+        notes.append("MONOCHROME1 inverted")
+    if modality == "CT":
+        return _hounsfield(array, padding, facts, notes), None
+    return _background(array, padding, notes), window
+
+
+def _voi(
+    array: np.ndarray, facts: dict[str, Any], bounds: tuple[float, float], notes: list[str]
+) -> tuple[np.ndarray, Window, tuple[float, float]]:
+    """An X-ray's VOI LUT (PS3.3 C.11.2): a table is applied, a window is told; with the bounds of the values after it."""
+    items = several(facts, "VOILUTSequence")
+    if items:
+        signed = bool(facts.get("PixelRepresentation", 0)) or array.dtype.kind == "f" or bool(array.min() < 0)
+        table, first, bits = _table_item(items[0], facts, signed)
+        which = f", the first of {len(items)}," if len(items) > 1 else ""
+        notes.append(f"VOI LUT Sequence (0028,3010){which} applied")
+        top = float(2**bits - 1)
+        return _apply_table(np.rint(array) if array.dtype.kind == "f" else array, table, first), (0.0, top), (0.0, top)
+    return array, _window(array, facts, notes), bounds
+
+
+def _window(array: np.ndarray, facts: dict[str, Any], notes: list[str]) -> Window:
+    """(low, high) of Window Center and Width (0028,1050 and 1051), the first where several; PS3.3 C.11.2.1.2.
+
+    LINEAR: all above centre - 0.5 - (width - 1) / 2 and up to centre - 0.5 + (width - 1) / 2 (C.11.2.1.2.1);
+    LINEAR_EXACT: centre -+ width / 2 (C.11.2.1.3.2), and so a SIGMOID (C.11.2.1.3.1), whose ends this clips.
+    """
+    centres, widths = several(facts, "WindowCenter"), several(facts, "WindowWidth")
+    if not centres or not widths:
+        return None
+    try:
+        centre, width = float(centres[0]), float(widths[0])
+    except (TypeError, ValueError):
+        centre, width = np.nan, np.nan
+    kind = str(facts.get("VOILUTFunction") or "LINEAR")
+    low, high = centre - width / 2, centre + width / 2
+    if kind == "LINEAR":
+        low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
+    elif kind == "SIGMOID":
+        notes.append("VOI LUT Function (0028,1056) SIGMOID: taken as linear from its centre -+ half its width")
+    if not low < high or high <= array.min() or low >= array.max():
+        notes.append(f"Window Center and Width (0028,1050 and 1051) {centre:g} and {width:g} show nothing: ignored")
+        return None
+    return low, high
+
+
+def _slope_intercept(facts: dict[str, Any]) -> tuple[float, float]:
     """Rescale Slope (0028,1053) and Intercept (0028,1052), 1 and 0 where absent; our own files' Real World Value Mapping.
 
     Raises:
         FormatError: slope 0, which would make every voxel the same.
     """
-    if dataset.get("SyntheticData") == "YES" and dataset.get("RealWorldValueMappingSequence"):
+    if facts.get("SyntheticData") == "YES" and facts.get("RealWorldValueMappingSequence"):
         # What dicom_write uses where the storage class has no rescale; real scanners' maps are of all kinds of units.
-        dataset = dataset.RealWorldValueMappingSequence[0]
-        return float(dataset.RealWorldValueSlope), float(dataset.RealWorldValueIntercept)
-    slope, intercept = number(dataset, "RescaleSlope"), number(dataset, "RescaleIntercept")
+        mapping = facts["RealWorldValueMappingSequence"][0]
+        return float(mapping.RealWorldValueSlope), float(mapping.RealWorldValueIntercept)
+    slope, intercept = number(facts, "RescaleSlope"), number(facts, "RescaleIntercept")
     if slope == 0:
         raise FormatError("expected Rescale Slope (0028,1053) other than 0, found 0: the header is broken")
     return 1.0 if slope is None else slope, intercept or 0.0
 
 
-def _stored_range(dataset: Any) -> tuple[int, int]:
+def _stored_range(facts: dict[str, Any]) -> tuple[int, int]:
     """Lowest and highest stored value that Bits Stored (0028,0101) allows."""
-    bits = int(dataset.get("BitsStored") or dataset.BitsAllocated)
-    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if dataset.get("PixelRepresentation", 0) else (0, 2**bits - 1)
+    bits = int(facts.get("BitsStored") or facts["BitsAllocated"])
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if facts.get("PixelRepresentation", 0) else (0, 2**bits - 1)
 
 
-def _modality_lut(stored: np.ndarray, dataset: Any) -> np.ndarray:
+def _modality_lut(stored: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
     """Stored -> physical: Modality LUT Sequence (0028,3000) or slope and intercept; DICOM PS3.3 C.11.1."""
-    from pydicom.pixels import apply_modality_lut
+    items = several(facts, "ModalityLUTSequence")
+    if items:
+        table, first, _ = _table_item(items[0], facts, bool(facts.get("PixelRepresentation", 0)))
+        return _apply_table(stored, table, first)
+    return rescale(stored, *_slope_intercept(facts))
 
-    if dataset.get("ModalityLUTSequence"):
-        return np.asarray(apply_modality_lut(stored, dataset))
-    return rescale(stored, *_slope_intercept(dataset))
+
+def _bounds(array: np.ndarray, facts: dict[str, Any]) -> tuple[float, float]:
+    """Lowest and highest physical value that the stored bits allow; of a modality table, those that there are."""
+    if facts.get("ModalityLUTSequence"):
+        return float(array.min()), float(array.max())
+    slope, intercept = _slope_intercept(facts)
+    low, high = (end * slope + intercept for end in _stored_range(facts))
+    return low, high
 
 
-def _invert(array: np.ndarray, dataset: Any) -> np.ndarray:
-    """Physical values mirrored within the range that the stored bits allow, so that high is bright; PS3.3 C.7.6.3.1.2."""
-    low, high = _stored_range(dataset)
-    if dataset.get("ModalityLUTSequence"):
-        low, high = int(array.min()), int(array.max())
-        slope, intercept = 1.0, 0.0
-    else:
-        slope, intercept = _slope_intercept(dataset)
-    total = (low + high) * slope + 2 * intercept
+def _invert(array: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    """Physical values mirrored within their bounds, so that high is bright; PS3.3 C.7.6.3.1.2."""
+    total = sum(bounds)
     if array.dtype.kind == "f":
-        return (total - array.astype(np.float64)).astype(array.dtype)
+        return np.asarray(total - array.astype(np.float64)).astype(array.dtype)
     mirrored = int(total) - array.astype(np.int64)
     limits = np.iinfo(array.dtype)
     fits = limits.min <= mirrored.min() and mirrored.max() <= limits.max
     return mirrored.astype(array.dtype) if fits else narrowest(mirrored)
 
 
-def _padding(stored: np.ndarray, dataset: Any, notes: list[str]) -> np.ndarray:
+def _padding(stored: np.ndarray, facts: dict[str, Any], notes: list[str]) -> np.ndarray:
     """Mask of Pixel Padding Value (0028,0120) to Pixel Padding Range Limit (0028,0121); PS3.3 C.7.5.1.1.2."""
-    value = number(dataset, "PixelPaddingValue")
+    value = number(facts, "PixelPaddingValue")
     if value is None:
         return np.zeros(stored.shape, bool)
-    limit = number(dataset, "PixelPaddingRangeLimit")
+    limit = number(facts, "PixelPaddingRangeLimit")
     low, high = sorted(_as_stored(end, stored, notes) for end in (value, value if limit is None else limit))
     return (stored >= low) & (stored <= high)
 
@@ -309,12 +606,12 @@ def _as_stored(value: float, stored: np.ndarray, notes: list[str]) -> int:
     return wrapped
 
 
-def _hounsfield(array: np.ndarray, padding: np.ndarray, dataset: Any, notes: list[str]) -> np.ndarray:
+def _hounsfield(array: np.ndarray, padding: np.ndarray, facts: dict[str, Any], notes: list[str]) -> np.ndarray:
     """CT values with air where padding was; int16 where whole numbers fit."""
     if array.dtype.kind in "iu":
         array = narrowest(array)
     array = _air(array, padding, notes)
-    if str(dataset.file_meta.TransferSyntaxUID) in LOSSY and array.min() < AIR_HU:
+    if facts["syntax"] in LOSSY and array.min() < AIR_HU:
         # Lossy compression smears the padding's edge over its neighbours.
         array = np.maximum(array, array.dtype.type(AIR_HU))
         notes.append(f"lossy compression: values below air set to {AIR_HU} HU")
@@ -330,11 +627,12 @@ def _air(array: np.ndarray, padding: np.ndarray, notes: list[str]) -> np.ndarray
     padding = padding.copy()
     if padding.any():
         notes.append(f"padding set to air ({AIR_HU} HU)")
-    while not padding.all():
-        rest = array[~padding]
+    while (rest := array[~padding] if padding.any() else array).size:
         low = rest.min()
+        if low >= AIR_HU:
+            break
         above = rest[rest > low]
-        if low >= AIR_HU or above.size == 0 or above.min() - low < 100:
+        if above.size == 0 or float(above.min()) - float(low) < 100:
             break
         padding |= array == low
         notes.append(f"padding that the header does not mark ({low:g} HU) set to air ({AIR_HU} HU)")

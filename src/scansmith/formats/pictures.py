@@ -1,13 +1,15 @@
-"""PNG and JPEG -> Image: grey of 8 or 16 bits, or RGB of 8 bits."""
+"""PNG, JPEG and TIFF -> Image: grey of 8 or 16 bits, or RGB of 8 bits; TIFF has more (tiff.py)."""
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from ..image import MODALITIES, Image
+from . import tiff
 from .source import FormatError, Skipped, Source, check_size, narrowest, rescale
 
 if TYPE_CHECKING:
@@ -17,30 +19,55 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 # Deflate turns one byte into at most 1032; a JPEG block of 8x8 pixels takes at least a few bits.
 MOST_EXPANSION = 1100.0
+HEAD_BYTES = 26  # of a PNG: its signature and IHDR up to the colour type
 
 
 def sniff(head: bytes) -> bool:
-    """True for PNG and JPEG."""
-    return head.startswith((PNG_SIGNATURE, JPEG_SIGNATURE))
+    """True for PNG, JPEG and TIFF."""
+    return head.startswith((PNG_SIGNATURE, JPEG_SIGNATURE, *tiff.SIGNATURES))
 
 
-def inspect(files: list[Path]) -> tuple[list[Source], list[Skipped]]:
-    """One source per picture, from its header alone."""
-    sources: list[Source] = []
-    skipped: list[Skipped] = []
-    for file in files:
-        try:
-            sources.append(_inspect(file))
-        except FormatError as error:
-            skipped.append(Skipped(file, str(error)))
-        except Exception as error:  # Pillow raises anything on broken headers
-            skipped.append(
-                Skipped(
-                    file,
-                    f"expected a PNG or JPEG picture, found a broken header ({type(error).__name__}): copy it again from its source",
-                )
-            )
-    return sources, skipped
+def header(file: Path, tags: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Format, modality, channels and shape of one picture; `tags` are for DICOM.
+
+    Raises:
+        FormatError: a broken header, or a picture that this version does not read.
+    """
+    with open(file, "rb") as stream:
+        head = stream.read(HEAD_BYTES)
+        if head.startswith(tiff.SIGNATURES):
+            return tiff.header(file)
+        stream.seek(0)
+        return _header(stream, head)
+
+
+def _header(stream: BinaryIO, head: bytes) -> dict[str, Any]:
+    with _open(stream, head) as picture:
+        width, height = picture.size
+        if picture.format != "PNG" and picture.getexif().get(0x0112, 1) >= 5:
+            width, height = height, width
+        channels = 1 if _grey(picture) else 3
+        modality = _own_text(picture).get("modality", "OT")
+        itemsize = 1 / 8 if picture.mode in ("1", "P") else channels
+        name = str(picture.format).lower()
+    check_size((width, height, 1), itemsize, stream.seek(0, 2), MOST_EXPANSION)
+    return {
+        "format": name,
+        "modality": modality if modality in MODALITIES else "OT",
+        "channels": channels,
+        "shape": [width, height, 1],
+    }
+
+
+def arrange(headers: list[tuple[Path, dict[str, Any]]]) -> tuple[list[Source], list[Skipped]]:
+    """One source per picture."""
+    return [_source(file, header) for file, header in headers], []
+
+
+def _source(file: Path, header: dict[str, Any]) -> Source:
+    i, j, k = header["shape"]
+    dimensions = 2 if k == 1 else 3
+    return Source((file,), header["format"], header["modality"], header["channels"], dimensions, (i, j, k))
 
 
 def read(source: Source) -> Image:
@@ -49,7 +76,34 @@ def read(source: Source) -> Image:
     PNG and JPEG do not say how the picture lies in the patient: the affine puts it in the axial plane at the origin
     as DICOM's identity orientation does (columns towards the patient's left), with 1 mm where spacing is unknown.
     """
-    with _open(source.files[0]) as picture:
+    if source.format == "tiff":
+        return tiff.read(source)
+    with open(source.files[0], "rb") as stream:
+        head = stream.read(HEAD_BYTES)
+        if head.startswith(PNG_SIGNATURE):
+            _require_checksums(stream)
+        stream.seek(0)
+        return _read(source, stream, head)
+
+
+def _require_checksums(stream: BinaryIO) -> None:
+    """Refuse a PNG with a broken chunk (PNG, 5.4): Pillow reads past the CRC of image data.
+
+    Raises:
+        FormatError: a checksum is wrong, or a chunk is cut.
+    """
+    stream.seek(len(PNG_SIGNATURE))
+    kind = b""
+    while kind != b"IEND":
+        start = stream.read(8)
+        length, kind = int.from_bytes(start[:4]), start[4:]
+        data, checksum = stream.read(length), stream.read(4)
+        if len(checksum) < 4 or zlib.crc32(data, zlib.crc32(kind)) != int.from_bytes(checksum):
+            raise FormatError("expected a whole PNG, found a chunk that is cut or of another checksum: copy it again")
+
+
+def _read(source: Source, stream: BinaryIO, head: bytes) -> Image:
+    with _open(stream, head) as picture:
         notes = list(source.notes)
         channels, upright = _plain(picture, notes)
         pixels = np.asarray(upright)
@@ -63,39 +117,17 @@ def read(source: Source) -> Image:
     return Image(array, affine, source.modality, text.get("units", "a.u."), known, tuple(notes))
 
 
-def _inspect(file: Path) -> Source:
-    with _open(file) as picture:
-        width, height = picture.size
-        if picture.format != "PNG" and picture.getexif().get(0x0112, 1) >= 5:
-            width, height = height, width
-        text = _own_text(picture)
-        channels = 1 if _grey(picture) else 3
-        modality = text.get("modality", "OT")
-        itemsize = 1 / 8 if picture.mode in ("1", "P") else channels
-    check_size((width, height, 1), itemsize, file.stat().st_size, MOST_EXPANSION)
-    return Source(
-        (file,),
-        "png" if picture.format == "PNG" else "jpeg",
-        modality if modality in MODALITIES else "OT",
-        channels,
-        2,
-        (width, height, 1),
-    )
-
-
-def _open(file: Path) -> Picture:
+def _open(stream: BinaryIO, head: bytes) -> Picture:
     """The picture, its pixels not yet decoded; pictures that Pillow would alter in silence are refused."""
     from PIL import Image as Pillow
     from PIL import UnidentifiedImageError
 
-    with open(file, "rb") as stream:
-        head = stream.read(26)
-    if head.startswith(PNG_SIGNATURE) and len(head) == 26 and head[24] == 16 and head[25] != 0:
+    if head.startswith(PNG_SIGNATURE) and len(head) == HEAD_BYTES and head[24] == 16 and head[25] != 0:
         raise FormatError(
             "expected 16-bit grey or 8-bit colour, found a PNG with 16 bits a channel and colour or alpha: convert it to 16-bit grey or 8-bit RGB"
         )
     try:
-        return Pillow.open(file, formats=("PNG", "JPEG"))
+        return Pillow.open(stream, formats=("PNG", "JPEG"))
     except Pillow.DecompressionBombError as error:
         raise FormatError(
             f"expected a picture of at most {2 * (Pillow.MAX_IMAGE_PIXELS or 0)} pixels, found more in the header: cut it into parts"
@@ -122,7 +154,9 @@ def _physical(pixels: np.ndarray, slope: float, offset: float) -> np.ndarray:
 def _grey(picture: Picture) -> bool:
     """True when the pixels are grey, also through a palette."""
     if picture.mode in ("P", "PA"):
-        table = np.asarray(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        # `getpalette` would decode the pixels.
+        mode, data = picture.palette.getdata() if picture.palette is not None else ("RGB", b"\0\0\1")
+        table = np.frombuffer(data, np.uint8).reshape(-1, len(mode.partition(";")[0]))[:, :3]
         return bool((table == table[:, :1]).all())
     return picture.mode in ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 

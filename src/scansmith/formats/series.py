@@ -1,24 +1,33 @@
-"""DICOM series: which slices form one volume, in what order, and where it lies in the patient."""
+"""DICOM series: which slices form one volume, in what order, and where it lies in the patient.
+
+The axes of a volume: I runs along a row, J down a column, and K along row x column (LPS+), the side that a slice's
+normal points to, whatever the order of file names and Instance Numbers. So every affine is right-handed.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ..image import PROJECTION
-from .source import LPS_TO_RAS, MAX_VOXELS, Skipped
+from ..image import PICTURES, Image
+from .source import LPS_TO_RAS, MAX_VOXELS, FormatError, Skipped
 
 SAME_POSITION_MM = 0.01
+# Positions are often written with one decimal: a slice may lie this far from its place, on each axis.
+ROUNDED_MM = 0.1
+# Below this a stack counts as upright: the angle that rounded positions can fake.
+UPRIGHT_DEGREES = 0.6
+COUNTED = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}
 Stack = tuple[list["Slice"], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """One single-frame image's header as plain values.
+    """The header of one image, a single-frame file or a frame, as plain values.
 
     Attributes:
         position: Image Position (Patient) (0020,0032), mm in LPS+, centre of the first pixel; None when absent.
@@ -27,6 +36,9 @@ class Slice:
         thickness: Slice Thickness (0018,0050) in mm; used only where positions do not tell.
         instance: Instance Number (0020,0013).
         acquisition: what tells images at one position apart (echo, b-value ...), the most telling first.
+        frame: of a multi-frame file which frame this is, counted from 0; None for a single-frame file.
+        tags, burned_in: as in `Source`.
+        tilt: Gantry/Detector Tilt (0018,1120) in degrees, only to be compared with the positions; None when absent.
     """
 
     file: Path
@@ -46,62 +58,72 @@ class Slice:
     instance: float
     acquisition: tuple[str, ...]
     notes: tuple[str, ...]
+    frame: int | None = None
+    tags: tuple[tuple[str, str], ...] = ()
+    burned_in: bool | None = None
+    tilt: float | None = None
 
 
-def arrange(slices: list[Slice], digest: Callable[[Path], str]) -> tuple[list[Stack], list[Skipped]]:
-    """Group slices into volumes: one series, one grid, one position each, evenly spaced along the slice normal.
+# ------------------------------------------------------------------------------------------------ slices -> volumes
 
-    What does not form such a volume (uneven gaps, gantry tilt, no position) is kept slice by slice with a note, so
-    that no spacing is ever averaged over a missing slice.
+
+def arrange(slices: list[Slice], digest: Callable[[Slice], str]) -> tuple[list[Stack], list[Skipped]]:
+    """Group slices into volumes: one series, one grid, one image a position, evenly spaced.
+
+    A series with a missing slice or with two slice distances is cut into evenly spaced parts, so that no spacing is
+    ever averaged over a gap; what belongs to no such part stands alone. The notes say what was found.
 
     Args:
         slices: headers in any order.
-        digest: file -> hash of its pixels, called only for files at one position.
+        digest: slice -> hash of its pixels, called only for slices that share position and acquisition.
 
     Returns:
-        (slices sorted by position, notes) per volume, and the identical copies left out.
+        (slices in the order of K, notes) per volume, and the identical copies left out.
     """
     stacks: list[Stack] = []
     skipped: list[Skipped] = []
     for group in _grids(slices):
-        if group[0].modality in PROJECTION or group[0].position is None or group[0].orientation is None:
+        if group[0].modality in PICTURES or group[0].position is None or group[0].orientation is None:
             absent = (
-                ()
-                if group[0].modality in PROJECTION
-                else ("Image Position (0020,0032) or Orientation (0020,0037) is absent: slices are used one by one",)
+                "Image Position (0020,0032) or Orientation (0020,0037) is absent: slices are used one by one"
+                if len(group) > 1 and group[0].modality not in PICTURES
+                else None
             )
-            stacks += [([entry], absent if len(group) > 1 else ()) for entry in group]
+            stacks += _one_by_one(group, (absent,) if absent else ())
             continue
-        group, copies = drop_identical(group, "position (0020,0032)", _position_key, digest)
+        group, copies = drop_identical(group, "position (0020,0032)", _place, digest)
         skipped += copies
-        for stack, notes in _acquisitions(group):
-            ordered = sorted(stack, key=height)
-            problem = _problem(ordered)
-            stacks += [([entry], (*notes, problem)) for entry in ordered] if problem else [(ordered, notes)]
+        for members, notes in _acquisitions(group):
+            stacks += _volumes(members, notes)
     return stacks, skipped
 
 
 def drop_identical(
-    slices: list[Slice], words: str, key: Callable[[Slice], Hashable], digest: Callable[[Path], str]
+    slices: list[Slice], words: str, key: Callable[[Slice], Hashable], digest: Callable[[Slice], str]
 ) -> tuple[list[Slice], list[Skipped]]:
-    """Keep one of several files that share a key and all pixels; the first by path stays."""
+    """Keep one of several slices that share a key and all pixels; the first by path stays."""
     groups: dict[Hashable, list[Slice]] = defaultdict(list)
     for entry in slices:
-        groups[key(entry) or entry.file].append(entry)
+        groups[key(entry) or (entry.file, entry.frame)].append(entry)
     kept: list[Slice] = []
     skipped: list[Skipped] = []
     for members in groups.values():
+        if len(members) == 1:
+            kept += members
+            continue
         seen: set[str] = set()
-        for entry in sorted(members, key=lambda member: member.file):
+        for entry in sorted(members, key=lambda member: (member.file, member.frame or 0)):
             try:
-                mark = digest(entry.file) if len(members) > 1 else ""
+                mark = digest(entry)
             except Exception:  # unreadable pixels are reported by read()
-                mark = str(entry.file)
+                mark = f"{entry.file} {entry.frame}"
             if mark in seen:
                 skipped.append(
                     Skipped(
                         entry.file,
-                        f"a copy: another file has the same {words} and the same pixels; one of them is used",
+                        f"a copy: another file has the same {words} and the same pixels; one of them is used"
+                        if entry.frame is None
+                        else f"frame {entry.frame} is a copy: another frame has the same {words} and the same pixels; one of them is used",
                     )
                 )
             else:
@@ -110,23 +132,262 @@ def drop_identical(
     return kept, skipped
 
 
-def height(entry: Slice) -> float:
-    """Position along the slice normal, in mm: the sorting key of a series."""
-    assert entry.position is not None
-    return float(np.dot(entry.position, normal(entry)))
+def source_files(slices: Sequence[Slice]) -> tuple[tuple[Path, ...], tuple[int, ...]]:
+    """What `Source.files` and `Source.frames` hold for a stack.
+
+    Returns:
+        ((file,), frames) where all slices lie in one multi-frame file. Otherwise one file a slice, in the order of K
+        (a file of several frames is repeated), with their frames, or () where every file is a single image.
+    """
+    files = tuple(entry.file for entry in slices)
+    if all(entry.frame is None for entry in slices):
+        return files, ()
+    frames = tuple(entry.frame or 0 for entry in slices)
+    return (files[:1] if len(set(files)) == 1 else files), frames
+
+
+def _one_by_one(slices: list[Slice], notes: tuple[str, ...]) -> list[Stack]:
+    return [([entry], notes) for entry in slices]
+
+
+def _grids(slices: list[Slice]) -> list[list[Slice]]:
+    """Slices of one series on one grid: equal size, spacing and orientation (within rounding)."""
+    series: dict[Hashable, dict[tuple[float, ...], list[Slice]]] = defaultdict(lambda: defaultdict(list))
+    for entry in slices:
+        # Without a Series Instance UID nothing says that two files belong together. The study is not asked: some
+        # writers give every slice its own.
+        key = (
+            entry.series or str(entry.file),
+            entry.patient,
+            entry.frame_of_reference,
+            entry.modality,
+            entry.channels,
+            entry.rows,
+            entry.columns,
+            entry.position is None,
+            entry.orientation is None,
+            entry.spacing is None,
+        )
+        series[key][(*(entry.orientation or ()), *(entry.spacing or ()))].append(entry)
+    grids: list[list[Slice]] = []
+    for exact in series.values():
+        for alike in _alike(list(exact)):
+            grids.append([entry for numbers in alike for entry in exact[numbers]])
+    return grids
+
+
+def _alike(grids: list[tuple[float, ...]]) -> list[list[tuple[float, ...]]]:
+    """Grids (orientation, then spacing) that equal the first of their group: cosines to 1e-3, spacings to 0.1 %."""
+    if len(grids) == 1:
+        return [grids]
+    values = np.array(grids)
+    tolerance = np.full(values.shape[1], 1e-3)
+    cosines = values.shape[1] - values.shape[1] % 3  # six cosines or none, then two spacings or none
+    groups: list[list[tuple[float, ...]]] = []
+    left = np.arange(len(grids))
+    while left.size:
+        first = values[left[0]]
+        allowed = tolerance * np.where(np.arange(first.size) < cosines, 1.0, np.abs(first))
+        same = (np.abs(values[left] - first) <= allowed).all(axis=1)
+        groups.append([grids[index] for index in left[same]])
+        left = left[~same]
+    return groups
+
+
+def _place(entry: Slice) -> Hashable:
+    """Position and acquisition: empty slices of two echoes are equal and no copies."""
+    return tuple(round(value / SAME_POSITION_MM) for value in entry.position or ()), *_acquired(entry)
+
+
+def _acquired(entry: Slice) -> tuple[str, ...]:
+    return entry.study or "", *entry.acquisition
+
+
+def _repeats(group: list[Slice]) -> int:
+    """How many slices lie where another one lies."""
+    if len(group) == 1:
+        return 0
+    return int(np.count_nonzero(np.diff(np.sort(_heights(group))) < SAME_POSITION_MM))
+
+
+def _acquisitions(group: list[Slice]) -> list[Stack]:
+    """Split a series with several images at one position by the first tags that tell them apart (echo, b-value ...)."""
+    repeats = _repeats(group)
+    if repeats == 0:
+        return [(group, ())]
+    for index in range(len(_acquired(group[0]))):
+        parts: dict[str, list[Slice]] = defaultdict(list)
+        for entry in group:
+            parts[_acquired(entry)[index]].append(entry)
+        if len(parts) > 1 and sum(map(_repeats, parts.values())) < repeats:
+            return [stack for _, part in sorted(parts.items()) for stack in _acquisitions(part)]
+    note = "several different images at one position, which no tag tells apart: slices are used one by one"
+    return _one_by_one(group, (note,))
+
+
+# ------------------------------------------------------------------------------------------------ even spacing
+
+
+def _volumes(members: list[Slice], notes: tuple[str, ...]) -> list[Stack]:
+    """Slices of one acquisition, one a position, in the order of K and cut into evenly spaced parts."""
+    if len(members) == 1:
+        return [(members, notes)]
+    ordered = [members[index] for index in np.argsort(_heights(members), kind="stable")]
+    if ordered[0].rows * ordered[0].columns * len(ordered) > MAX_VOXELS:
+        return _one_by_one(ordered, (*notes, "more than 2^31 voxels in one series: slices are used one by one"))
+    positions = np.array([entry.position for entry in ordered])
+    parts = _even_parts(positions)
+    if len(parts) > 1:
+        notes = (*notes, _uneven(positions, parts))
+    return [_with_tilt(ordered[first : last + 1], notes) for first, last in parts]
+
+
+def _even_parts(positions: np.ndarray) -> list[tuple[int, int]]:
+    """Cut sorted positions (n, 3) into parts (first, last) that are evenly spaced; together they hold every slice once.
+
+    Position over slice number is a polyline. It is cut at its corners (Douglas and Peucker, 1973), and a slice at a
+    corner goes to the part with more slices. A pair forms a part only where its gap is the usual one: two slices are
+    always evenly spaced, which says nothing.
+    """
+    runs = _straight_runs(positions)
+    lengths = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+    usual = _usual_gap(lengths, runs)
+    parts: list[tuple[int, int]] = []
+    free = np.ones(len(positions), bool)
+    for first, last in sorted(runs, key=lambda run: (run[0] - run[1], lengths[run[0]])):
+        first, last = first + int(not free[first]), last - int(not free[last])
+        pair_says_nothing = last - first == 1 and len(runs) > 1 and not _same_gap(lengths[first], usual)
+        if last > first and not pair_says_nothing:
+            parts.append((first, last))
+            free[first : last + 1] = False
+    parts += [(int(index), int(index)) for index in np.flatnonzero(free)]
+    return sorted(parts)
+
+
+def _straight_runs(positions: np.ndarray) -> list[tuple[int, int]]:
+    """Runs (first, last) in which the affine puts every slice where it lies; neighbours share a slice."""
+    runs: list[tuple[int, int]] = []
+    left = [(0, len(positions) - 1)]
+    while left:
+        first, last = left.pop()
+        part = positions[first : last + 1]
+        step = (part[-1] - part[0]) / (last - first)
+        away = np.abs(part - part[0] - np.arange(len(part))[:, None] * step).max(axis=1)
+        if away.max() <= _tolerance(float(np.linalg.norm(step))):
+            runs.append((first, last))
+            continue
+        corner = first + int(away.argmax())
+        left += [(corner, last), (first, corner)]
+    return runs
+
+
+def _tolerance(gap: float) -> float:
+    """How far from its place a slice may lie, in mm: what rounding to one decimal or 1 % does, never a quarter gap.
+
+    A missing slice moves its neighbour by a third of the mean gap or more.
+    """
+    return min(max(0.01 * gap, ROUNDED_MM), 0.25 * gap) + 1e-6
+
+
+def _same_gap(gap: float, other: float) -> bool:
+    return abs(gap - other) <= 2 * _tolerance(min(gap, other))
+
+
+def _usual_gap(lengths: np.ndarray, runs: list[tuple[int, int]]) -> float:
+    """The gap of the longest run; where all are pairs, the smallest gap if the others are its multiples, else NaN."""
+    first, last = max(runs, key=lambda run: run[1] - run[0])
+    smallest = float(lengths.min())
+    if last - first > 1:
+        return float(np.mean(lengths[first:last]))
+    return smallest if all(_times(gap, smallest) for gap in lengths) else float("nan")
+
+
+def _times(gap: float, unit: float) -> int:
+    """How many units a gap is long, 0 when it is no whole number of them."""
+    count = round(gap / unit)
+    return count if abs(gap - count * unit) <= 2 * _tolerance(unit) else 0
+
+
+def _uneven(positions: np.ndarray, parts: list[tuple[int, int]]) -> str:
+    """What is odd about slices that were cut into parts, in words."""
+    lengths = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+    stacks = [part for part in parts if part[1] > part[0]]
+    singles = len(parts) - len(stacks)
+    used = [f"{COUNTED.get(len(stacks), len(stacks))} stack{'s' if len(stacks) > 1 else ''}"] if stacks else []
+    used += [f"{COUNTED.get(singles, singles)} single slice{'s' if singles > 1 else ''}"] if singles else []
+    if not stacks:
+        return f"irregular slice positions (0020,0032): gaps of {_listed(sorted({round(float(x), 2) for x in lengths}))} mm; slices are used one by one"
+    first, last = max(stacks, key=lambda part: part[1] - part[0])
+    usual = float(np.mean(lengths[first:last]))
+    times = [_times(float(gap), usual) for gap in lengths]
+    if all(times) and sum(times) > len(times):
+        absent = sum(times) - len(times)
+        wide = sorted({round(float(gap), 2) for gap, count in zip(lengths, times) if count > 1})
+        what = "a slice is missing" if absent == 1 else f"{absent} slices are missing"
+        return f"{what}: {'a gap' if sum(count > 1 for count in times) == 1 else 'gaps'} of {_listed(wide)} mm where the others are {_size(usual)} mm: used as {' and '.join(used)}"
+    distances = len({_size(float(np.mean(lengths[first:last]))) for first, last in stacks})
+    found = f"{COUNTED.get(distances, distances)} slice distances" if distances > 1 else "uneven slice positions"
+    return f"{found} ({_in_order(lengths, stacks)} mm): used as {' and '.join(used)}"
+
+
+def _size(value: float) -> str:
+    return f"{round(value, 2):g}"
+
+
+def _listed(values: list[float]) -> str:
+    return ", ".join(_size(value) for value in values[:6]) + (" ..." if len(values) > 6 else "")
+
+
+def _in_order(lengths: np.ndarray, stacks: list[tuple[int, int]]) -> str:
+    """Gaps as they follow each other, those within a stack together: "4.22 x 13, 1.14, 7.38 x 13"."""
+    shown: list[str] = []
+    done = 0
+    for first, last in stacks:
+        shown += [_size(float(gap)) for gap in lengths[done:first]]
+        shown.append(_size(float(np.mean(lengths[first:last]))) + (f" x {last - first}" if last - first > 1 else ""))
+        done = last
+    shown += [_size(float(gap)) for gap in lengths[done:]]
+    return ", ".join(shown[:6]) + (" ..." if len(shown) > 6 else "")
+
+
+def _with_tilt(stack: list[Slice], notes: tuple[str, ...]) -> Stack:
+    """The stack with a note where it is sheared, and where Gantry/Detector Tilt (0018,1120) says otherwise."""
+    if len(stack) < 2:
+        return stack, notes
+    found = shear(affine(stack))
+    said = stack[0].tilt
+    if found > UPRIGHT_DEGREES:
+        cause = "gantry tilt" if stack[0].modality == "CT" else "slices stacked off their normal by"
+        notes = (*notes, f"{cause} {found:.1f} degrees: slices kept exact, the affine holds the shear")
+    if said is not None and stack[0].modality == "CT" and abs(abs(said) - found) > UPRIGHT_DEGREES:
+        # A head tilted by its holder or a resampled stack keeps the tag and needs no correction.
+        notes = (
+            *notes,
+            f"Gantry/Detector Tilt (0018,1120) says {said:g} degrees, the positions {found:.1f}: positions are believed",
+        )
+    return stack, notes
+
+
+# ------------------------------------------------------------------------------------------------ geometry
+
+
+def _heights(slices: list[Slice]) -> np.ndarray:
+    """Positions along the common normal, in mm."""
+    return np.array([entry.position for entry in slices]) @ normal(slices[0])
 
 
 def normal(entry: Slice) -> np.ndarray:
     """Unit vector across the slice, LPS+: row direction x column direction."""
     orientation = np.array(entry.orientation or (1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
     across = np.cross(orientation[:3], orientation[3:])
-    return across / np.linalg.norm(across)
+    return np.asarray(across / np.linalg.norm(across))
 
 
-def affine(slices: list[Slice]) -> np.ndarray:
+def affine(slices: Sequence[Slice]) -> np.ndarray:
     """Voxel index (i, j, k) -> mm in RAS+; DICOM PS3.3 C.7.6.2.1.1, equation C.7.6.2.1-1.
 
-    The slice axis comes from the first and last position; a single slice has Slice Thickness or 1 mm along its normal.
+    The slice axis comes from the first and last position, sheared where they are; a single slice has Slice Thickness
+    or 1 mm along its normal.
     """
     first, last = slices[0], slices[-1]
     between_rows, between_columns = first.spacing or (1.0, 1.0)
@@ -140,85 +401,65 @@ def affine(slices: list[Slice]) -> np.ndarray:
     else:
         result[:3, 2] = normal(first) * (first.thickness if first.thickness and first.thickness > 0 else 1.0)
     result[:3, 3] = first.position or (0.0, 0.0, 0.0)
-    return LPS_TO_RAS @ result
+    return np.asarray(LPS_TO_RAS @ result)
 
 
-def _grids(slices: list[Slice]) -> list[list[Slice]]:
-    """Slices of one series on one grid: equal size, spacing and orientation (within rounding)."""
-    series: dict[Hashable, list[list[Slice]]] = defaultdict(list)
-    for entry in slices:
-        # Without a Series Instance UID nothing says that two files belong together.
-        name = entry.series or str(entry.file)
-        key = (
-            name,
-            entry.study,
-            entry.frame_of_reference,
-            entry.modality,
-            entry.channels,
-            entry.rows,
-            entry.columns,
-            entry.position is None,
-            entry.orientation is None,
-            entry.spacing is None,
-        )
-        for group in series[key]:
-            if np.allclose(group[0].orientation or (), entry.orientation or (), rtol=0, atol=1e-3) and np.allclose(
-                group[0].spacing or (), entry.spacing or (), rtol=1e-3
-            ):
-                group.append(entry)
-                break
-        else:
-            series[key].append([entry])
-    return [group for groups in series.values() for group in groups]
+def shear(affine: np.ndarray) -> float:
+    """Degrees between the slice axis and the normal of the slices: 0 for an upright stack."""
+    across = np.cross(affine[:3, 0], affine[:3, 1])
+    along = abs(float(across @ affine[:3, 2]))
+    return float(np.degrees(np.arctan2(np.linalg.norm(np.cross(across, affine[:3, 2])), along)))
 
 
-def _position_key(entry: Slice) -> Hashable:
-    return tuple(round(value / SAME_POSITION_MM) for value in entry.position or ())
+def unshear(image: Image, background: float | None = None) -> Image:
+    """Resample a tilted volume onto an orthogonal grid, for use in 3-D: each slice is shifted within its plane.
 
+    Values are linear between pixels; integers are rounded. The grid grows along I and J so that nothing is cut, and
+    slice k of the result lies in the plane of slice k.
 
-def _repeats(group: list[Slice]) -> int:
-    """How many slices lie where another one lies."""
-    heights = np.sort([height(entry) for entry in group])
-    return int(np.count_nonzero(np.diff(heights) < SAME_POSITION_MM))
+    Args:
+        image: any volume; an upright one is returned as it is.
+        background: value outside; None takes -1024 for HU and the lowest value for anything else.
 
-
-def _acquisitions(group: list[Slice]) -> list[Stack]:
-    """Split a series with several images at one position by the first tags that tell them apart (echo, b-value ...)."""
-    if _repeats(group) == 0:
-        return [(group, ())]
-    for index in range(len(group[0].acquisition)):
-        parts: dict[str, list[Slice]] = defaultdict(list)
-        for entry in group:
-            parts[entry.acquisition[index]].append(entry)
-        if len(parts) > 1 and sum(map(_repeats, parts.values())) < _repeats(group):
-            return [stack for _, part in sorted(parts.items()) for stack in _acquisitions(part)]
-    note = "several different images at one position, which no tag tells apart: slices are used one by one"
-    return [([entry], (note,)) for entry in group]
-
-
-def _problem(ordered: list[Slice]) -> str | None:
-    """Why sorted slices are not a volume, or None: uneven gaps, a gantry tilted by more than 0.6 degrees, or too many voxels.
-
-    A gap may exceed the smallest by 2 % or 0.1 mm, as positions rounded to one decimal do, and never by 40 %: at
-    100 % a slice is missing.
+    Raises:
+        FormatError: the grid would have more than 2^31 voxels.
     """
-    if len(ordered) < 2:
-        return None
-    positions = np.array([entry.position for entry in ordered])
-    steps = np.diff(positions, axis=0)
-    along = steps @ normal(ordered[0])
-    gap = float(along.min())
-    tolerance = min(max(0.02 * gap, 0.1), 0.4 * gap) + 1e-6
-    sideways = float(np.linalg.norm(steps.sum(axis=0) - along.sum() * normal(ordered[0]))) / max(
-        float(along.sum()), 1e-6
-    )
-    if along.max() - gap > tolerance:
-        tilt = f", stacked {np.degrees(np.arctan(sideways)):.1f} degrees off their normal" if sideways > 0.01 else ""
-        distinct = sorted({round(float(value), 2) for value in along})
-        shown = ", ".join(f"{value:g}" for value in distinct[:6]) + (" ..." if len(distinct) > 6 else "")
-        return f"uneven slice positions (0020,0032): gaps of {shown} mm{tilt}; slices are used one by one"
-    if sideways > 0.01:
-        return f"slices are stacked {np.degrees(np.arctan(sideways)):.1f} degrees off their normal (gantry tilt): slices are used one by one"
-    if ordered[0].rows * ordered[0].columns * len(ordered) > MAX_VOXELS:
-        return "more than 2^31 voxels in one series: slices are used one by one"
-    return None
+    if shear(image.affine) < 1e-6:
+        return image
+    matrix = image.affine[:3, :3]
+    across = np.cross(matrix[:, 0], matrix[:, 1])
+    across /= np.linalg.norm(across)
+    upright = (across @ matrix[:, 2]) * across
+    # In-plane part of one step along K, in pixels along I and J.
+    per_slice = np.linalg.lstsq(matrix[:, :2], matrix[:, 2] - upright, rcond=None)[0]
+    channels, *size, slices = image.array.shape
+    shifts = np.arange(slices)[:, None] * per_slice
+    origin = np.floor(shifts.min(axis=0) + 1e-9).astype(int)
+    grown = size + np.ceil(shifts.max(axis=0) - 1e-9).astype(int) - origin
+    if int(np.prod(grown)) * slices > MAX_VOXELS:
+        raise FormatError(f"expected at most 2^31 voxels after the tilt is undone, found {(*grown, slices)}")
+    if background is None:
+        background = -1024.0 if image.units == "HU" else float(image.array.min())
+    array = np.empty((channels, *grown, slices), image.array.dtype)
+    for k in range(slices):
+        array[..., k] = _shifted(image.array[..., k], shifts[k] - origin, grown, background)
+    affine = image.affine.copy()
+    affine[:3, 2] = upright
+    affine[:3, 3] += matrix[:, :2] @ origin
+    note = f"tilt of {shear(image.affine):.1f} degrees undone: slices shifted, linear between pixels"
+    return replace(image, array=array, affine=affine, notes=(*image.notes, note))
+
+
+def _shifted(plane: np.ndarray, shift: np.ndarray, size: np.ndarray, background: float) -> np.ndarray:
+    """A plane (C, I, J) moved by shift >= 0 pixels on a larger canvas of background, linear between pixels."""
+    whole = np.floor(shift + 1e-9).astype(int)
+    fraction = np.maximum(shift - whole, 0.0)
+    canvas = np.full((plane.shape[0], *(size + 1)), background, np.float64)
+    canvas[:, whole[0] + 1 : whole[0] + 1 + plane.shape[1], whole[1] + 1 : whole[1] + 1 + plane.shape[2]] = plane
+    canvas = (1 - fraction[0]) * canvas[:, 1:] + fraction[0] * canvas[:, :-1]
+    canvas = (1 - fraction[1]) * canvas[:, :, 1:] + fraction[1] * canvas[:, :, :-1]
+    if plane.dtype.kind in "iu":
+        canvas = np.rint(canvas)
+        limits = np.iinfo(plane.dtype)
+        canvas = canvas.clip(limits.min, limits.max)
+    return canvas.astype(plane.dtype)

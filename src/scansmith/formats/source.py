@@ -25,14 +25,24 @@ class Source:
 
     Attributes:
         files: the files that hold it, sorted by position for a series.
-        format: "dicom", "nifti", "nrrd", "metaimage", "png" or "jpeg".
+        format: "dicom", "nifti", "nrrd", "metaimage", "png", "jpeg" or "tiff".
         modality: one of `image.MODALITIES`; "OT" when the file does not say.
         channels: 1, or 3 for RGB.
         dimensions: 2 for a projection or picture, 3 for slices of a volume (also a CT or MR series of one slice).
         shape: (I, J, K): columns, rows, slices.
         patient: what names the patient in the source, or None; private, never written to artifacts.
         study: Study Instance UID (0020,000D), or None; private too.
-        notes: what is odd about it, in words, for example "uneven slice positions: 0, 5, 15 mm".
+        series: Series Instance UID (0020,000E), or None; private too.
+        frame_of_reference: Frame of Reference UID (0020,0052), or None; private too.
+        instances: SOP Instance UIDs (0008,0018) of the files, in their order, where known; private too.
+        frames: of a multi-frame file its frames in stack order, counted from 0; empty where every file is one image.
+        affine: (4, 4) as 16 numbers, row by row, voxel index -> mm in RAS+, where the header alone tells; else None.
+        role: "image", or "mask" for a DICOM Segmentation or RT Structure Set, read by `formats.read_mask`.
+        refers_to: of a mask, the SOP Instance and Series Instance UIDs of the images it was drawn on; private too.
+        segments: of a DICOM mask, the names of its segments or ROIs; users write them, so private too.
+        tags: (keyword, value) of the DICOM attributes that `discover` was asked for, where present; private too.
+        burned_in: what Burned In Annotation (0028,0301) says: True, False, or None where it says nothing.
+        notes: what is odd about it, in words, for example "a slice is missing: gap of 10 mm where the others are 5 mm".
     """
 
     files: tuple[Path, ...]
@@ -44,6 +54,16 @@ class Source:
     patient: str | None = None
     study: str | None = None
     notes: tuple[str, ...] = ()
+    series: str | None = None
+    frame_of_reference: str | None = None
+    instances: tuple[str, ...] = ()
+    frames: tuple[int, ...] = ()
+    affine: tuple[float, ...] | None = None
+    role: str = "image"
+    refers_to: tuple[str, ...] = ()
+    segments: tuple[str, ...] = ()
+    tags: tuple[tuple[str, str], ...] = ()
+    burned_in: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,25 +14,35 @@ def prepare(
     dataset: Path,
     *,
     labels: str = "auto",
+    pairs: str | None = None,
+    masks: str = "auto",
     modality: str | None = None,
+    plan: str | None = None,
     max_side: int = 512,
     workers: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Turn a folder of DICOM, NIfTI, NRRD, MetaImage, PNG or JPEG scans into a prepared dataset.
+    """Turn a folder of DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG or TIFF scans into a prepared dataset.
 
-    Grid, intensity window, slices and split follow from the scans; each choice is said with its reason. Patients never
-    lie on both sides of the split, exact copies are stored once, and no name, ID, date, path or text of the source goes
-    into the dataset: real paths and the key of the pseudonyms go to DATASET.private.json beside it. A scan that cannot
-    be used is listed with the reason and the rest goes on. The same command over the same files returns at once.
+    Grid, crop, intensity, slices and split follow from the scans; each choice is said with its reason. Patients never
+    lie on both sides of the split, copies are stored once, near copies stay in one split, and no name, ID, date, path
+    or text of the source goes into the dataset: real paths and the key of the pseudonyms go to DATASET.private.json
+    beside it. A scan that cannot be used is listed with the reason and the rest goes on. The same command over the
+    same files returns at once, over more files reads the new ones alone; no patient ever moves to another split.
 
     Args:
-        scans: folder of scans, searched below; files are recognised by content.
+        scans: folder of scans (or one file), searched below, zip archives too; files are recognised by content.
         dataset: folder to write, outside `scans`.
-        labels: "auto" takes sub-folders as classes when they look like classes, "none" takes none, otherwise the path of
-            a CSV table with the columns label and one of file, patient or uid (Study Instance UID).
-        modality: which scans of a mixed folder to take (CT, MR, CR, DX, OT); for files that do not say what they are,
-            such as NIfTI or PNG, what they are. None takes the kind with most images.
+        labels: "auto" takes sub-folders as classes when they look like classes, "none" takes none; otherwise a table
+            (CSV, TSV, BIDS participants.tsv) with the column label, or TABLE:COLUMN, and one of file, patient or uid;
+            or "tag:BodyPartExamined" and the like for a DICOM attribute.
+        pairs: scans of two kinds that belong together: "MR:CT" by patient and place, "*T1*:*T2*" by name, or a table
+            with the columns source and target. Each source is brought onto its target's grid.
+        masks: "auto" finds DICOM SEG and RTSTRUCT, BIDS derivatives, and files named after their scan; "none" takes
+            none; "images/*.nii.gz:labels/*.nii.gz" says which belong together.
+        modality: which scans of a mixed folder to take (CT, MR, CR, DX, MG, US, XA, RF, OT); for files that do not say
+            what they are, such as NIfTI or PNG, what they are ("MR:CT" for pairs). None takes the kind with most images.
+        plan: choices of your own, as a JSON file or as text such as '{"spacing": [1, 1], "crop": "none"}'.
         max_side: longest side of the stored images in pixels; larger ones are downsampled.
         workers: processes; None takes all cores when there are many files.
         seed: another seed gives another split.
@@ -44,24 +54,48 @@ def prepare(
         ValueError: there are too few usable scans, or an argument does not fit them.
         OSError: the dataset cannot be written.
     """
+    from .scans import Request
+    from .overrides import choices_of
     from .write import prepare as implementation
 
-    return implementation(Path(scans), Path(dataset), str(labels), modality, max_side, workers, seed)
+    request = Request(str(labels), pairs, str(masks), modality, max_side, seed, choices_of(plan))
+    return implementation(Path(scans), Path(dataset), request, workers)
 
 
-def plan(scans: Path, *, labels: str = "auto", modality: str | None = None, max_side: int = 512, seed: int = 0) -> Plan:
-    """What `prepare` would do with a folder of scans, each choice with its reason; nothing is written.
+def plan(
+    scans: Path,
+    *,
+    labels: str = "auto",
+    pairs: str | None = None,
+    masks: str = "auto",
+    modality: str | None = None,
+    plan: str | None = None,
+    max_side: int = 512,
+    seed: int = 0,
+) -> Plan:
+    """What `prepare` would do with a folder of scans, each choice with its reason; nothing is kept on disk.
+
+    The plan can be changed with `dataclasses.replace` and given to `prepare(plan=...)`.
 
     Args:
         scans: folder of scans.
         labels: as for `prepare`.
+        pairs: as for `prepare`.
+        masks: as for `prepare`.
         modality: as for `prepare`.
+        plan: as for `prepare`.
         max_side: as for `prepare`.
         seed: as for `prepare`.
 
     Raises:
         ValueError: there are too few usable scans, or an argument does not fit them.
     """
-    from .fingerprint import survey
+    import tempfile
 
-    return survey(Path(scans), str(labels), modality, max_side, seed).plan
+    from .scans import Request
+    from .overrides import choices_of
+    from .write import Places, look_around
+
+    request = Request(str(labels), pairs, str(masks), modality, max_side, seed, choices_of(plan))
+    with tempfile.TemporaryDirectory() as folder:
+        return look_around(Places.of(Path(scans), Path(folder) / "dataset"), request).plan

@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from .. import formats, intensity
+from .. import formats, intensity, preprocess
 from ..formats import Skipped, Source
-from ..image import MODALITIES
 from ..runtime import Progress, derive_seed
 from . import labels as label_sources
+from . import masks as mask_sources
+from .overrides import Choices, Crop
+from .scans import (
+    Request,
+    Scan,
+    choose_group,
+    images_in,
+    layers_in,
+    nothing,
+    paired,
+    patient_keys,
+    segments_of,
+    split_level,
+    target_kind,
+)
 from .slices import SAME_SPACING, cut, is_mask, why_empty
 
 LEAST_IMAGES = 8
+# Of so many pairs, evenly spread, the misregistration is estimated.
+MOST_MEASURED = 200
 # So many scans, evenly spread over the folder, are read to choose grid and dtype; medians do not need more.
 MOST_LOOKS = 256
-# Words that de-identification leaves in Patient ID: all patients would become one.
-PLACEHOLDERS = {
-    "",
-    "anon",
-    "anonymous",
-    "anonymised",
-    "anonymized",
-    "deidentified",
-    "de-identified",
-    "unknown",
-    "none",
-    "na",
-    "n/a",
-    "patient",
-    "0",
-}
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,26 @@ class Plan:
 
     Attributes:
         modality: of the scans that are used; `declared` when the user said so and the files did not.
-        channels, dimensions: of the sources; 3 dimensions give several 2-D images each.
-        height, width: grid of the stored images.
-        spacing: their (row, column) pixel size in mm, or None when most files do not say.
+        target_modality: of the scans they are paired with; None without pairs.
+        target_channels: of the scans they are paired with.
+        channels, dimensions: of the sources; 3 dimensions give several 2-D images each, unless volumes are stored.
+        stored_dimensions: 2 or 3, of the stored rows.
+        neighbours: 2.5-D: slices on each side that learning stacks onto one; 0 otherwise.
+        depth, height, width: grid of the stored rows; depth is None for 2-D.
+        spacing: their (row, column) or (slice, row, column) size in mm, or None when most files do not say.
+        crop: "none", or what of a scan the grid is centred on: "body", "brain" or "foreground".
+        window: (low, high) in physical units for every scan; None where `intensity` chooses it.
+        kept_window: the CT window of the dataset that grows; None where it is chosen anew.
+        percentiles: (low, high) of each scan's window for MR and X-ray; None takes the modality's own.
+        bias_field: the smooth shading of MR is taken out (N4).
+        landmarks: standard scale to which MR histograms are brought; None leaves them.
         dtype: in which every value is stored exactly.
+        layers: "images", and "masks" and "targets" where the scans have them.
         scans, patients: how many are used; a scan without a known patient counts as one.
-        images: expected number of 2-D images, before empty slices and duplicates go.
+        images: expected number of rows, before empty slices and duplicates go.
         split_level: "patient"; "study" when some patients are known by their study alone; "image" when some are unknown.
         labels: class names, sorted; empty without labels.
+        segments: names of DICOM segments in the order of their numbers from 1; private, users write them.
         skip_masks: label maps lie among the scans and are left out.
         reasons: every choice in words.
         left_aside: what else the folder holds: modality, channels, dimensions, scans, images.
@@ -59,20 +71,54 @@ class Plan:
 
     modality: str
     declared: bool
+    target_modality: str | None
+    target_channels: int
     channels: int
     dimensions: int
+    stored_dimensions: int
+    neighbours: int
+    depth: int | None
     height: int
     width: int
-    spacing: tuple[float, float] | None
+    spacing: tuple[float, ...] | None
+    crop: Crop
+    window: tuple[float, float] | None
+    kept_window: tuple[float, float] | None
+    percentiles: tuple[float, float] | None
+    bias_field: bool
+    landmarks: dict[str, list[float]] | None
     dtype: str
+    target_dtype: str | None
+    layers: tuple[str, ...]
     scans: int
     patients: int
     images: int
     split_level: str
     labels: tuple[str, ...]
+    segments: tuple[str, ...]
     skip_masks: bool
     reasons: tuple[str, ...]
     left_aside: tuple[dict[str, str | int], ...]
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Shape of a stored row without its channels."""
+        return (self.height, self.width) if self.depth is None else (self.depth, self.height, self.width)
+
+    def segment_number(self, name: str) -> int:
+        """The value that a DICOM segment of this name has in the stored masks; equal names have equal values."""
+        return self.segments.index(name) + 1
+
+    def choices(self) -> dict[str, Any]:
+        """What decides the stored rows, as plain values; a grown dataset keeps them."""
+        return {name: getattr(self, name) for name in STORED}
+
+
+# What a stored row depends on; the rest of a plan is words and counts.
+STORED = (
+    "modality", "target_modality", "target_channels", "channels", "dimensions", "stored_dimensions", "neighbours", "depth", "height", "width",
+    "spacing", "crop", "window", "percentiles", "bias_field", "landmarks", "dtype", "target_dtype", "layers", "skip_masks",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,29 +126,28 @@ class Survey:
     """What a folder holds.
 
     Attributes:
-        root: the folder, absolute or as given; every file lies below it.
         plan: what to do with it.
-        sources, patients, labels: one entry for every scan that is used: the scan, what names its patient (private), its class.
+        scans: those that are used.
         skipped: files that are no usable scans.
         facts: sizes and pixel sizes of the inspected scans.
+        pinned: patients from whom the standard histogram was learned: they must be in the training split.
     """
 
-    root: Path
     plan: Plan
-    sources: list[Source]
-    patients: list[str]
-    labels: list[str | None]
+    scans: list[Scan]
     skipped: list[Skipped]
     facts: dict[str, Any]
+    pinned: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
     """What one scan that was read tells the plan."""
 
+    depth: int
     height: int
     width: int
-    spacing: tuple[float, float] | None
+    spacing: tuple[float, float, float] | None
     plane: str
     dtype: np.dtype
     slices: int
@@ -110,180 +155,210 @@ class Look:
     mask: bool
     values: np.ndarray
     notes: tuple[str, ...]
+    box: tuple[int, int, int, int, int, int]
+    voi: tuple[float, float] | None
+    patient: str
 
 
-def survey(scans: Path, labels: str, modality: str | None, max_side: int, seed: int, quiet: bool = False) -> Survey:
-    """Inspect a folder and make the plan; nothing is written.
+def survey(
+    found: tuple[list[Source], list[Skipped]],
+    scans: Path,
+    names: Mapping[Path, str],
+    request: Request,
+    kept: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> Survey:
+    """Make the plan for what `formats.discover` found; nothing is written.
+
+    Args:
+        found: scans and skipped files.
+        scans: the folder, for words.
+        names: first file of a scan -> its posix path below the folder.
+        request: what the user asked for.
+        kept: choices of an earlier dataset that grows, which stay; None chooses anew.
+        quiet: no progress bar.
 
     Raises:
         ValueError: the folder holds too few usable scans, or what the user asked for is not there.
     """
-    if max_side < 16:
-        raise ValueError(f"expected max_side of at least 16 pixels, got {max_side}")
-    found, skipped = formats.discover(scans)
-    if not found:
-        raise ValueError(_nothing(scans, skipped))
-    sources, declared, aside, reasons = choose_group(found, modality)
-    kind = modality.upper() if declared and modality else sources[0].modality
-    few = sum(map(images_in, sources))
+    if request.max_side < 16:
+        raise ValueError(f"expected max_side of at least 16 pixels, got {request.max_side}")
+    every, skipped = found
+    if not every:
+        raise ValueError(nothing(scans, skipped))
+    called = [names[source.files[0]] for source in every]
+    masks_of, are_masks, mask_words = mask_sources.match(request.masks, every, called)
+    images = [number for number in range(len(every)) if number not in are_masks and every[number].role == "image"]
+    if not images:
+        raise ValueError(f"expected scans in {scans}, found {len(are_masks)} masks alone: give the folder of the scans")
+    patients, _, _ = patient_keys(every, called)
+    sources, target_of, modality, pair_words = paired(request, every, images, patients, called)
+    chosen, declared, aside, reasons = choose_group([every[number] for number in sources], modality)
+    wanted = {id(source) for source in chosen}
+    sources = [number for number in sources if id(every[number]) in wanted]
+    kind = modality.upper() if declared and modality else every[sources[0]].modality
+    said_of_target = target_kind(request, every, sources, target_of)
+    few = sum(images_in(every[number]) for number in sources)
     if few < LEAST_IMAGES:
         raise ValueError(
             f"expected at least {LEAST_IMAGES} images to learn from in {scans}, found {few}: add more scans of this kind"
         )
-    root = scans if scans.is_dir() else scans.parent
-    patients, level, words = patient_keys(sources, root)
-    names, label_words = label_sources.find(labels, root, sources, patients)
-    looks = _look_at_some(sources, kind, seed, quiet)
+    used = [every[number] for number in sources]
+    own_names = [called[number] for number in sources]
+    own_patients, level, words = patient_keys(used, own_names)
+    named = label_sources.patients_of(request.labels, used, own_patients, own_names)
+    if named != own_patients:
+        own_patients = named
+        level, words = split_level(named, any(images_in(source) > 1 for source in used))
+    classes, label_words = label_sources.find(request.labels, scans, used, own_patients, own_names)
+    listed = [
+        Scan(
+            called[number],
+            every[number],
+            every[target_of[number]] if number in target_of else None,
+            tuple(every[mask] for mask in masks_of.get(number, [])),
+            patient,
+            label,
+            place % max(1, len(sources) // MOST_MEASURED) == 0,
+        )
+        for place, (number, patient, label) in enumerate(zip(sources, own_patients, classes))
+    ]
+    reasons += [words, label_words, *pair_words, *mask_words]
+    base = {
+        "modality": kind,
+        "declared": declared,
+        "target_modality": said_of_target,
+        "target_channels": 0 if said_of_target is None else every[target_of[sources[0]]].channels,
+        "channels": used[0].channels,
+        "dimensions": used[0].dimensions,
+        "layers": layers_in(listed),
+        "scans": len(used),
+        "patients": len(set(own_patients)),
+        "split_level": level,
+        "labels": tuple(sorted({name for name in classes if name is not None})),
+        "segments": segments_of(listed),
+        "left_aside": tuple(aside),
+    }
+    if kept is not None:
+        return _as_before(base, kept, listed, skipped, reasons, few)
+    return _chosen(base, listed, skipped, reasons, few, request, quiet)
+
+
+# ------------------------------------------------------------------------------------------------ choices
+
+
+def _chosen(
+    base: dict[str, Any],
+    scans: list[Scan],
+    skipped: list[Skipped],
+    reasons: list[str],
+    few: int,
+    request: Request,
+    quiet: bool,
+) -> Survey:
+    """The plan of a new dataset, from some scans that are read."""
+    wished = request.choices
+    kind, dimensions = base["modality"], base["dimensions"]
+    looks = _look_at_some(scans, kind, request, quiet)
     looks, skip_masks, mask_words = _without_masks(looks)
-    height, width, spacing, grid_words = choose_grid(looks, max_side)
-    dtype = common_dtype([look.dtype for look in looks])
-    reasons += [
-        words,
-        label_words,
+    if wished.skip_masks is not None:
+        skip_masks = wished.skip_masks
+    stored, neighbours, dimension_words = _dimensions(looks, scans, wished)
+    crop, crop_words = _crop(looks, kind, dimensions, wished)
+    grid, spacing, grid_words = choose_grid(looks, request.max_side, stored, crop, wished)
+    # A pair is looked at by its target.
+    own = _dtype_of([scan.source for scan in scans]) if scans[0].target else common_dtype([look.dtype for look in looks])
+    dtype = np.dtype(wished.dtype or own)
+    landmarks, pinned, match_words = _standard_scale(looks, scans, kind, wished)
+    bias_field = bool(wished.bias_field)
+    if (bias_field or landmarks) and kind != "MR":
+        raise ValueError(f"expected MR scans for bias_field or match_histogram in the plan, found {kind}")
+    if bias_field or landmarks is not None:
+        dtype = np.dtype(np.float32)
+    reasons = [
+        *reasons,
         *mask_words,
+        dimension_words,
+        crop_words,
         *grid_words,
-        *_intensity_words(kind, declared, sources[0].dimensions, looks),
-        *_slice_words(looks, sources),
+        *_intensity_words(kind, base["declared"], dimensions, looks, wished),
+        *(["bias field: taken out of every scan (N4), as asked"] if bias_field else []),
+        *match_words,
+        *_slice_words(looks, scans, stored),
     ]
     plan = Plan(
-        modality=kind,
-        declared=declared,
-        channels=sources[0].channels,
-        dimensions=sources[0].dimensions,
-        height=height,
-        width=width,
+        **base,
+        stored_dimensions=stored,
+        neighbours=neighbours,
+        depth=grid[0] if stored == 3 else None,
+        height=grid[1],
+        width=grid[2],
         spacing=spacing,
+        crop=crop,
+        window=wished.window,
+        kept_window=None,
+        percentiles=wished.percentiles,
+        bias_field=bias_field,
+        landmarks=landmarks,
         dtype=str(dtype),
-        scans=len(sources),
-        patients=len(set(patients)),
-        images=few,
-        split_level=level,
-        labels=tuple(sorted({name for name in names if name is not None})),
+        target_dtype=_dtype_of([scan.target for scan in scans]),
         skip_masks=skip_masks,
+        images=few if stored == 2 else len(scans),
         reasons=tuple(reasons),
-        left_aside=tuple(aside),
     )
-    return Survey(root, plan, sources, patients, names, skipped, _facts(looks))
+    return Survey(plan, scans, skipped, _facts(looks, scans), pinned)
 
 
-def _nothing(scans: Path, skipped: list[Skipped]) -> str:
-    if not skipped:
-        return f"expected scans (DICOM, NIfTI, NRRD, MetaImage, PNG or JPEG) in {scans}, found none: check the path"
-    reason, count = Counter(entry.reason for entry in skipped).most_common(1)[0]
-    return f"expected scans in {scans}, found {len(skipped)} files and none of them usable; the commonest reason ({count} times): {reason}"
-
-
-def images_in(source: Source) -> int:
-    """How many 2-D images a scan gives, from its header: a volume is cut along the axis with the fewest voxels, nearly always."""
-    return source.shape[2] if source.format == "dicom" or source.dimensions == 2 else min(source.shape)
-
-
-def choose_group(
-    found: list[Source], modality: str | None
-) -> tuple[list[Source], bool, list[dict[str, str | int]], list[str]]:
-    """The scans to use: of one modality, number of channels and dimensions, the kind with most images.
-
-    Returns:
-        the scans, whether the modality is the user's word, what is left aside, and the reasons.
-    """
-    wished = modality.upper() if modality else None
-    if wished is not None and wished not in MODALITIES:
-        raise ValueError(f"expected a modality of {', '.join(MODALITIES)}, got {modality!r}")
-    images: Counter[tuple[str, int, int]] = Counter()
-    scans: Counter[tuple[str, int, int]] = Counter()
-    for source in found:
-        kind = (source.modality, source.channels, source.dimensions)
-        images[kind] += images_in(source)
-        scans[kind] += 1
-    matching = [kind for kind in images if wished in (None, kind[0])]
-    declared = not matching and any(kind[0] == "OT" for kind in images)
-    if declared:  # files such as NIfTI or PNG do not say what they are: the user's word stands
-        matching = [kind for kind in images if kind[0] == "OT"]
-    if not matching:
-        raise ValueError(f"expected {wished} scans, found {_listing(images, scans)}")
-    best = max(sorted(matching), key=lambda kind: images[kind])
-    aside: list[dict[str, str | int]] = [
-        {"modality": kind[0], "channels": kind[1], "dimensions": kind[2], "scans": scans[kind], "images": images[kind]}
-        for kind in sorted(images)
-        if kind != best
-    ]
-    used = [source for source in found if (source.modality, source.channels, source.dimensions) == best]
-    words = f"{_plural(scans[best], f'{_name(best)} scan')} with {images[best]} images" + (
-        f", taken as {wished} as declared" if declared else ""
-    )
-    reasons = [f"used: {words}"]
-    if best[0] == "OT" and best[2] == 3 and not declared:
-        reasons.append(
-            "the files do not say the modality: --modality CT (or MR, CR, DX) does, and CT then keeps Hounsfield units"
+def _as_before(
+    base: dict[str, Any],
+    kept: Mapping[str, Any],
+    scans: list[Scan],
+    skipped: list[Skipped],
+    reasons: list[str],
+    few: int,
+) -> Survey:
+    """The plan of a dataset that grows: its grid, window and the rest stay, so that what was learned stays valid."""
+    choices = {name: kept["choices"][name] for name in STORED if name not in base}
+    for name in ("spacing", "window", "percentiles"):
+        choices[name] = None if choices[name] is None else tuple(choices[name])
+    changed = [name for name in ("modality", "channels", "dimensions") if kept["choices"][name] != base[name]]
+    if changed:
+        told = ", ".join(f"{name} {kept['choices'][name]} -> {base[name]}" for name in changed)
+        raise ValueError(
+            f"expected more scans of the kind that the dataset holds, found {told}: choose another dataset folder, or name the --modality"
         )
-    if aside:
-        others = {kind: count for kind, count in scans.items() if kind != best}
-        reasons.append(
-            f"left aside: {_listing(images, others)} (one kind a dataset: the one with most images, or --modality)"
-        )
-    return used, declared, aside, reasons
+    images = few if choices["stored_dimensions"] == 2 else len(scans)
+    reasons = [*reasons, "grid, crop and intensity: kept from the dataset that grows", *kept["said"]]
+    window = None if kept["ct_window"] is None else tuple(kept["ct_window"])
+    plan = Plan(**base, **choices, kept_window=window, images=images, reasons=tuple(reasons))
+    return Survey(plan, scans, skipped, kept["facts"])
 
 
-def _name(kind: tuple[str, int, int]) -> str:
-    modality, channels, dimensions = kind
-    return f"{'RGB ' if channels == 3 else ''}{'' if modality == 'OT' else modality + ' '}{dimensions}-D"
-
-
-def _listing(images: dict[tuple[str, int, int], int], scans: dict[tuple[str, int, int], int]) -> str:
-    order = sorted(scans, key=lambda kind: (-images[kind], kind))
-    return ", ".join(_plural(scans[kind], f"{_name(kind)} scan") for kind in order)
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def patient_keys(sources: Sequence[Source], root: Path) -> tuple[list[str], str, str]:
-    """For every scan what names its patient (private), the split level, and both in words.
-
-    Patient ID, else the study, else the scan itself, whose slices at least stay together.
-    """
-    keys: list[str] = []
-    for source in sources:
-        named = source.patient is not None and source.patient.strip().lower() not in PLACEHOLDERS
-        if named:
-            keys.append(f"patient:{str(source.patient).strip()}")
-        elif source.study:
-            keys.append(f"study:{source.study}")
-        else:
-            keys.append(f"scan:{source.files[0].relative_to(root).as_posix()}")
-    kinds = Counter(key.split(":")[0] for key in keys)
-    if not kinds["scan"] and not kinds["study"]:
-        return keys, "patient", f"split by patient: {_plural(len(set(keys)), 'patient')}"
-    if not kinds["scan"]:
-        nameless = f"Patient ID (0010,0020) is empty or a placeholder in {kinds['study']} of {len(keys)} scans"
-        words = "only the scans of one study stay together; one patient's studies may lie on both sides"
-        return keys, "study", f"study-level split: {nameless}, of which {words}"
-    known = len(keys) - kinds["scan"]
-    who = "no patient known" if not known else f"patient unknown for {kinds['scan']} of {len(keys)} scans"
-    together = ", slices of one scan stay together" if any(images_in(source) > 1 for source in sources) else ""
-    return keys, "image", f"image-level split: {who}{together}; one patient's scans may lie on both sides"
-
-
-def _look_at_some(sources: list[Source], kind: str, seed: int, quiet: bool) -> list[Look]:
-    chosen = [sources[round(index)] for index in np.linspace(0, len(sources) - 1, min(len(sources), MOST_LOOKS))]
+def _look_at_some(scans: list[Scan], kind: str, request: Request, quiet: bool) -> list[Look]:
+    chosen = [scans[round(index)] for index in np.linspace(0, len(scans) - 1, min(len(scans), MOST_LOOKS))]
     looks: list[Look] = []
     first_reason = ""
+    crop = request.choices.crop
     with Progress("inspect", len(chosen), "scans", quiet=quiet) as progress:
-        for number, source in enumerate(chosen):
-            seen, broken = look(source, kind, derive_seed(seed, "look", number))
+        for number, scan in enumerate(chosen):
+            seed = derive_seed(request.seed, "look", number)
+            seen, broken = look(scan, kind, seed, "brain" if crop == "brain" else None)
             looks += [seen] if seen else []
             first_reason = first_reason or next((f"{entry.file.name}: {entry.reason}" for entry in broken), "")
             progress.update(number + 1)
     if not looks:
         raise ValueError(
-            f"expected readable scans, found {len(sources)} that look like scans and cannot be read; the first: {first_reason}"
+            f"expected readable scans, found {len(scans)} that look like scans and cannot be read; the first: {first_reason}"
         )
     return looks
 
 
-def look(source: Source, kind: str, seed: int) -> tuple[Look | None, list[Skipped]]:
-    """Read one scan for the plan, of a broken series the longest run of slices; and the files that cannot be read."""
+def look(scan: Scan, kind: str, seed: int, crop: Literal["brain"] | None = None) -> tuple[Look | None, list[Skipped]]:
+    """Read one scan for the plan, of a broken series the longest run of slices; and the files that cannot be read.
+
+    A pair is looked at by its target, whose grid both get.
+    """
+    source = scan.target or scan.source
     runs, broken = formats.read_runs(source)
     if not runs:
         return None, broken
@@ -291,11 +366,17 @@ def look(source: Source, kind: str, seed: int) -> tuple[Look | None, list[Skippe
     slices = cut(image, source.format)
     empty = why_empty(slices, kind, source.dimensions)
     values = np.random.default_rng(seed).choice(image.array.ravel(), 2048).astype(np.float32)
-    height, width = slices.array.shape[-2:]
+    depth, (height, width) = len(slices.array), slices.array.shape[-2:]
+    box = (0, 0, 0, depth, height, width)
+    if slices.spacing is not None:
+        wanted = crop or ("body" if kind == "CT" else "foreground")
+        box = preprocess.foreground_box(slices.array, kind, wanted, slices.affine)
+    between = float(np.linalg.norm(slices.affine[:3, 2]))
     seen = Look(
+        depth,
         height,
         width,
-        slices.spacing,
+        None if slices.spacing is None else (between, *slices.spacing),
         slices.plane,
         image.array.dtype,
         len(empty),
@@ -303,6 +384,9 @@ def look(source: Source, kind: str, seed: int) -> tuple[Look | None, list[Skippe
         is_mask(slices.array),
         values,
         image.notes,
+        box,
+        image.window,
+        scan.patient,
     )
     return seen, broken
 
@@ -313,62 +397,115 @@ def _without_masks(looks: list[Look]) -> tuple[list[Look], bool, list[str]]:
     if not masks:
         return looks, False, []
     if masks == len(looks):
-        return (
-            looks,
-            False,
-            [
-                f"all {masks} scans inspected look like masks (whole numbers, constant over areas): is this the folder of the scans?"
-            ],
-        )
-    return (
-        [look for look in looks if not look.mask],
-        True,
-        [f"masks among the scans are left out ({masks} of {len(looks)} inspected)"],
+        words = f"all {masks} scans inspected look like masks (whole numbers, constant over areas): is this the folder of the scans?"
+        return looks, False, [words]
+    words = f"masks among the scans are left out ({masks} of {len(looks)} inspected)"
+    return [look for look in looks if not look.mask], True, [words]
+
+
+def _dimensions(looks: Sequence[Look], scans: Sequence[Scan], wished: Choices) -> tuple[int, int, str]:
+    """(2 or 3, neighbours, words) of the stored rows."""
+    if wished.dimensions is not None:
+        if wished.dimensions != 2 and scans[0].source.dimensions == 2:
+            raise ValueError(f"expected volumes for dimensions {wished.dimensions} in the plan, found 2-D scans")
+        neighbours = (wished.neighbours or 2) if wished.dimensions == 2.5 else 0
+        return 3 if wished.dimensions == 3 else 2, neighbours, f"dimensions: {wished.dimensions}, as asked"
+    # Each scan counts, so what was sampled is repeated.
+    sampled = [looks[round(at)] for at in np.linspace(0, len(looks) - 1, len(scans))]
+    stored, neighbours, words = preprocess.choose_dimensions(
+        scans[0].source.dimensions,
+        [(look.depth, look.height, look.width) for look in sampled],
+        [look.spacing for look in sampled],
+        paired=scans[0].target is not None,
     )
+    return stored, neighbours, f"dimensions: {words}"
 
 
-def choose_grid(looks: Sequence[Look], max_side: int) -> tuple[int, int, tuple[float, float] | None, list[str]]:
-    """(height, width, (row, column) mm or None, reasons): the median size at the median pixel size, capped."""
+def _crop(looks: Sequence[Look], kind: str, dimensions: int, wished: Choices) -> tuple[Crop, str]:
+    if wished.crop is not None:
+        return wished.crop, f"crop: {wished.crop}, as asked"
+    if dimensions == 2 or any(look.spacing is None for look in looks):
+        return (
+            "none",
+            "crop: none (pictures are taken whole)" if dimensions == 2 else "crop: none (no voxel size known)",
+        )
+    sizes = [(look.depth, look.height, look.width) for look in looks]
+    crop, words = preprocess.choose_crop([look.box for look in looks], sizes, kind)
+    return crop, words
+
+
+def choose_grid(
+    looks: Sequence[Look], max_side: int, stored: int, crop: str, wished: Choices
+) -> tuple[tuple[int, int, int], tuple[float, ...] | None, list[str]]:
+    """((depth, height, width), voxel size in mm or None, reasons).
+
+    The median size at the median voxel size, or what holds 19 of 20 boxes where scans are cropped; capped.
+    """
+    axes = slice(0 if stored == 3 else 1, 3)
     known = [look for look in looks if look.spacing is not None]
     spacing: np.ndarray | None = None
     differ = False
     if 2 * len(known) > len(looks):
         looks = known
         own = np.array([look.spacing for look in looks])
-        spacing = _median(own, looks)
-        differ = bool((abs(own / spacing - 1.0) > SAME_SPACING).any())
-    sizes = np.array([[look.height, look.width] for look in looks], np.float64)
-    one_size = bool((sizes == sizes[0]).all())
+        spacing = _median(own, looks) if wished.spacing is None else _wished_spacing(wished.spacing, own, stored)
+        differ = bool((abs(own / spacing - 1.0) > SAME_SPACING)[:, axes].any())
+    elif wished.spacing is not None:
+        raise ValueError("expected scans that say their voxel size for spacing in the plan, found most that do not")
+    sizes = np.array([[look.depth, look.height, look.width] for look in looks], np.float64)
+    if crop != "none":
+        sizes = np.array([look.box[3:] for look in looks], np.float64)
+    one_size = bool((sizes == sizes[0])[:, axes].all())
     if differ and spacing is not None:
         sizes *= own / spacing
-    height, width = (max(1, round(float(size))) for size in _median(sizes, looks))
-    where = f"{height} x {width} pixels"
-    if spacing is None:
-        how = (
-            "every image has this size"
-            if one_size
-            else "the median size; no pixel size is known, so each image is scaled to fit, proportions kept"
-        )
-    else:
-        where += f" of {spacing[0]:.3g} x {spacing[1]:.3g} mm"
-        how = (
-            "the median pixel size, to which the others are resampled, and the median size, to which they are cropped or padded"
-            if differ
-            else (
-                "every image has this size"
-                if one_size
-                else "the median size, to which the others are cropped or padded about their centre"
-            )
-        )
-    reasons = [f"grid: {where} ({how})"]
-    shrink = max_side / max(height, width)
-    if shrink < 1.0:
-        small = max(1, round(height * shrink)), max(1, round(width * shrink))
+    wanted = preprocess.crop_extent(sizes.tolist()) if crop != "none" else _median(sizes, looks)
+    grid = [max(1, round(float(size))) for size in wanted]
+    words = _grid_words(grid[axes], None if spacing is None else spacing[axes], one_size, differ, crop)
+    reasons = [f"grid: {words}" + (" as asked" if wished.spacing is not None else "")]
+    largest = max(grid[axes])
+    if largest > max_side and wished.spacing is None and wished.height is None and wished.width is None:
+        small = [max(1, round(size * max_side / largest)) for size in grid]
+        small[0] = small[0] if stored == 3 else grid[0]
         if spacing is not None:
-            spacing = spacing * (height / small[0], width / small[1])
-        height, width = small
-        reasons.append(f"downsampled to {height} x {width} pixels with an anti-alias filter (--max-side {max_side})")
-    return height, width, None if spacing is None else (float(spacing[0]), float(spacing[1])), reasons
+            spacing = spacing * (np.array(grid) / small)
+        grid = small
+        shown = " x ".join(map(str, grid[axes]))
+        reasons.append(f"downsampled to {shown} with an anti-alias filter (--max-side {max_side})")
+    for axis, name in enumerate(("depth", "height", "width")):
+        size = getattr(wished, name)
+        if size is not None:
+            grid[axis] = size
+            reasons.append(f"grid: {name} {size}, as asked")
+    size = None if spacing is None else tuple(float(value) for value in spacing[axes])
+    return (grid[0], grid[1], grid[2]), size, reasons
+
+
+def _wished_spacing(wished: tuple[float, ...], own: np.ndarray, stored: int) -> np.ndarray:
+    if stored == 3 and len(wished) != 3:
+        raise ValueError(
+            f"expected 3 voxel sizes (slice, row, column) as spacing in the plan for volumes, got {len(wished)}"
+        )
+    return np.array([np.median(own[:, 0]), *wished] if len(wished) == 2 else wished)
+
+
+def _grid_words(grid: Sequence[int], spacing: np.ndarray | None, one_size: bool, differ: bool, crop: str) -> str:
+    unit = "voxels" if len(grid) == 3 else "pixels"
+    where = f"{' x '.join(map(str, grid))} {unit}"
+    middle = f"its {crop}'s middle" if crop != "none" else "their centre"
+    if spacing is None:
+        how = "the median size; no pixel size is known, so each image is scaled to fit, proportions kept"
+        return f"{where} ({'every image has this size' if one_size else how})"
+    where += f" of {' x '.join(f'{value:.3g}' for value in spacing)} mm"
+    size = "the size that holds 19 of 20" if crop != "none" else "the median size"
+    if differ:
+        how = (
+            f"the median pixel size, to which the others are resampled, and {size}, to which they are cropped or padded"
+        )
+    elif one_size and crop == "none":
+        how = "every image has this size"
+    else:
+        how = f"{size}, to which the others are cropped or padded about {middle}"
+    return f"{where} ({how})"
 
 
 def _median(values: np.ndarray, looks: Sequence[Look]) -> np.ndarray:
@@ -376,20 +513,55 @@ def _median(values: np.ndarray, looks: Sequence[Look]) -> np.ndarray:
     return np.median(np.repeat(values, [max(look.kept, 1) for look in looks], axis=0), axis=0)
 
 
-def _facts(looks: Sequence[Look]) -> dict[str, Any]:
-    """Sizes (height x width -> scans) and percentiles of the pixel sizes (mm) of the inspected scans."""
+def _standard_scale(
+    looks: Sequence[Look], scans: Sequence[Scan], kind: str, wished: Choices
+) -> tuple[dict[str, list[float]] | None, frozenset[str], list[str]]:
+    """The standard histogram, the patients it is learned from, who must train, and words."""
+    if not wished.match_histogram:
+        return None, frozenset(), []
+    patients = sorted({scan.patient for scan in scans})
+    # At most a third of the patients, so that the splits stay what they are.
+    chosen = set(patients[:: max(3, -(-len(patients) // 24))]) if len(patients) > 2 else {patients[0]}
+    learned: list[np.ndarray] = []
+    for scan in scans:
+        if scan.patient in chosen and len(learned) < 24:
+            runs, _ = formats.read_runs(scan.source)
+            learned += [image.array[0].transpose(2, 1, 0).astype(np.float32) for _, image in runs[:1]]
+    if not learned:
+        raise ValueError("expected readable scans to learn the standard histogram from, found none")
+    words = f"histograms: brought to one standard scale, learned from {len(learned)} scans of {len(chosen)} training patients, as asked"
+    return preprocess.landmarks(learned), frozenset(chosen), [words]
+
+
+def _dtype_of(sources: Sequence[Source | None]) -> str | None:
+    """The dtype that holds some of these scans, evenly spread; None where there are none."""
+    known = [source for source in sources if source is not None]
+    chosen = known[:: max(1, len(known) // 16)][:16]
+    return str(common_dtype([formats.read(source).array.dtype for source in chosen])) if known else None
+
+
+def _facts(looks: Sequence[Look], scans: Sequence[Scan]) -> dict[str, Any]:
+    """Sizes (height x width -> scans) and percentiles of the voxel sizes (mm) of the inspected scans, and the formats."""
     sizes = Counter(f"{look.height}x{look.width}" for look in looks)
     known = np.array([look.spacing for look in looks if look.spacing is not None])
     points = (0, 5, 50, 95, 100)
     spacing = (
         {
             name: dict(zip(map(str, points), np.percentile(known[:, axis], points).tolist()))
-            for axis, name in enumerate(("row", "column"))
+            for axis, name in enumerate(("slice", "row", "column"))
         }
         if len(known)
         else None
     )
-    return {"inspected": len(looks), "sizes": dict(sizes.most_common(20)), "spacing": spacing}
+    share = [np.prod(look.box[3:]) / (look.depth * look.height * look.width) for look in looks]
+    return {
+        "inspected": len(looks),
+        "sizes": dict(sizes.most_common(20)),
+        "spacing": spacing,
+        "slices": dict(zip(map(str, points), np.percentile([look.slices for look in looks], points).tolist())),
+        "foreground_box": float(np.median(share)),
+        "formats": dict(Counter(scan.source.format for scan in scans).most_common()),
+    }
 
 
 def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
@@ -408,14 +580,18 @@ def stores_grey_levels(dtype: np.dtype, kind: str, dimensions: int) -> bool:
     return dtype == np.uint8 and (dimensions == 2 or kind == "CT")
 
 
-def _intensity_words(kind: str, declared: bool, dimensions: int, looks: Sequence[Look]) -> list[str]:
+def _intensity_words(kind: str, declared: bool, dimensions: int, looks: Sequence[Look], wished: Choices) -> list[str]:
     grey = [stores_grey_levels(look.dtype, kind, dimensions) for look in looks]
     physical = [look.values for look, levels in zip(looks, grey) if not levels]
+    asked = {"window": wished.window, "percentiles": wished.percentiles}
     words = []
     if any(grey):
-        words.append("intensity: " + intensity.choose(kind, np.arange(256), np.dtype(np.uint8))[1])
+        words.append("intensity: " + intensity.choose(kind, np.arange(256), np.dtype(np.uint8), **asked)[1])
     if physical and np.ptp(np.concatenate(physical)) > 0:
-        words.append("intensity: " + intensity.choose(kind, np.concatenate(physical), np.dtype(np.float32))[1])
+        voi = next((look.voi for look in looks if look.voi is not None), None)
+        words.append(
+            "intensity: " + intensity.choose(kind, np.concatenate(physical), np.dtype(np.float32), voi=voi, **asked)[1]
+        )
     if declared and kind == "CT":
         if any(grey):
             words.append("declared CT, but files hold 8-bit grey levels: no Hounsfield units")
@@ -428,8 +604,8 @@ def _intensity_words(kind: str, declared: bool, dimensions: int, looks: Sequence
     ]
 
 
-def _slice_words(looks: Sequence[Look], sources: Sequence[Source]) -> list[str]:
-    if sources[0].dimensions != 3 or all(images_in(source) == 1 for source in sources):
+def _slice_words(looks: Sequence[Look], scans: Sequence[Scan], stored: int) -> list[str]:
+    if scans[0].source.dimensions != 3 or stored == 3 or all(images_in(scan.source) == 1 for scan in scans):
         return []
     planes = Counter(look.plane for look in looks)
     plane = planes.most_common(1)[0][0]
@@ -439,6 +615,8 @@ def _slice_words(looks: Sequence[Look], sources: Sequence[Source]) -> list[str]:
     return [f"slices: {words}; {empty}"]
 
 
-def with_dtype(plan: Plan, dtype: np.dtype) -> Plan:
-    """The same plan with shards of another dtype."""
-    return replace(plan, dtype=str(np.dtype(dtype)))
+def as_float(plan: Plan) -> Plan:
+    """The same plan with shards that hold every scan's values."""
+    words = "stored as float32, because the scans' own number types differ"
+    target = None if plan.target_dtype is None else "float32"
+    return replace(plan, dtype="float32", target_dtype=target, reasons=(*plan.reasons, words))

@@ -1,14 +1,16 @@
-"""Class labels: from sub-folders that are classes, or from the user's CSV table; none when in doubt."""
+"""Class labels: from sub-folders that are classes, the user's table or a DICOM attribute; none when in doubt, and nothing private."""
 
 from __future__ import annotations
 
-import csv
+import difflib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..formats import Source
+from . import tables
+from .names import locate, plural
 
 # Folder names that say what files are for, not what they show.
 ROLES = {
@@ -46,39 +48,49 @@ ROLES = {
 MOST_CLASSES = 50
 LEAST_SCANS_PER_FOLDER = 5
 LEAST_SCANS_PER_CLASS_ON_AVERAGE = 15
-KEYS = ("file", "patient", "uid")
+KEYS = ("file", "patient", "uid", "participant_id")
+Labels = list[str | None]
 
 
-def find(labels: str, scans: Path, sources: Sequence[Source], patients: Sequence[str]) -> tuple[list[str | None], str]:
-    """For every scan its class or None, and where the classes come from in words.
+def find(
+    labels: str, root: Path, sources: Sequence[Source], patients: Sequence[str], names: Sequence[str]
+) -> tuple[Labels, str]:
+    """For every scan its class or None, and where the classes come from in words without anything private.
 
     Args:
-        labels: "auto" (sub-folders that look like classes), "none", or the path of a CSV table.
-        scans: the folder of scans.
+        labels: "auto" (sub-folders that look like classes), "none", the path of a table (column label), "table.csv:column",
+            or "tag:" and a DICOM keyword, for which `Source.tags` holds what `tags_needed` named.
+        root: the folder of scans, for the words of errors.
         sources: the scans.
         patients: what names each scan's patient.
+        names: each scan's posix path below root, of a series its first file's.
 
     Raises:
-        ValueError: the table cannot be read, fits no scan, or its labels are no classes.
+        ValueError: the table cannot be read or fits no scan, or its values are no classes or may identify a patient.
     """
     if labels.lower() == "none":
         return [None] * len(sources), "labels: none, as asked"
     if labels.lower() == "auto":
-        return from_folders(scans, sources, patients)
-    return from_table(Path(labels), scans, sources)
+        return from_folders(names, sources, patients)
+    if labels.lower().startswith("tag:"):
+        return from_tag(tags_needed(labels)[0], sources, patients)
+    return from_table(labels, root, sources, patients, names)
 
 
-def from_folders(scans: Path, sources: Sequence[Source], patients: Sequence[str]) -> tuple[list[str | None], str]:
+# ------------------------------------------------------------------------------------------------ sub-folders
+
+
+def from_folders(names: Sequence[str], sources: Sequence[Source], patients: Sequence[str]) -> tuple[Labels, str]:
     """Classes from the first level of sub-folders, unless these may be patients, series, splits or the like."""
-    none: list[str | None] = [None] * len(sources)
-    parts = [source.files[0].relative_to(scans).parts for source in sources]
-    if any(len(names) < 2 for names in parts):
+    none: Labels = [None] * len(sources)
+    if any("/" not in name for name in names):
         return none, "labels: none (scans lie directly in the folder)"
-    folders = [names[0] for names in parts]
+    folders = [name.split("/")[0] for name in names]
     sizes = Counter(folders)
-    doubt = why_not_classes(
-        sizes, {folder: {patient for patient, own in zip(patients, folders) if own == folder} for folder in sizes}
-    )
+    people: defaultdict[str, set[str]] = defaultdict(set)
+    for folder, patient in zip(folders, patients):
+        people[folder].add(patient)
+    doubt = why_not_classes(sizes, people) or private_words(sizes, sources)
     if doubt:
         return none, f"labels: none ({doubt}; to give classes: --labels TABLE.csv with columns file and label)"
     return (
@@ -109,82 +121,299 @@ def why_not_classes(sizes: dict[str, int], patients: dict[str, set[str]]) -> str
     return None
 
 
-def from_table(table: Path, scans: Path, sources: Sequence[Source]) -> tuple[list[str | None], str]:
-    """Classes from a CSV table with the columns `label` and one of `file`, `patient` or `uid` (Study Instance UID)."""
-    if not table.is_file():
-        raise ValueError(f"expected 'auto', 'none' or a CSV file as labels, found no file {table}")
-    key, wanted = _read_table(table)
-    labels = [next((wanted[name] for name in _names(source, key, scans) if name in wanted), None) for source in sources]
-    matched = sum(label is not None for label in labels)
+# ------------------------------------------------------------------------------------------------ a table
+
+
+def from_table(
+    labels: str, root: Path, sources: Sequence[Source], patients: Sequence[str], names: Sequence[str]
+) -> tuple[Labels, str]:
+    """Classes from a CSV or TSV table with one of the columns of `KEYS`; the one that names most scans is used."""
+    table, column = _parts(labels)
+    columns, rows = tables.read(table)
+    keys = [key for key in KEYS if key in columns]
+    if not keys or column not in columns:
+        raise ValueError(
+            f"expected the columns {column} and one of {', '.join(KEYS)} in {table}, found {', '.join(columns) or 'no rows'}: rename them in the first line, or name the column of the classes as {table.name}:COLUMN"
+        )
+    named = [_named(key, column, rows, sources, patients, names) for key in keys]
+    at = max(range(len(keys)), key=lambda index: len({scan for scans in named[index].values() for scan in scans}))
+    key, scans = keys[at], named[at]
+    found, undecided = _labelled(key, column, rows, scans, len(sources), table)
+    unused = sum(bool(row[key] and row[column]) and not scans.get(_spelled(key, row)) for row in rows)
+    matched = sum(label is not None for label in found)
     if not matched:
-        example = next(iter(wanted), "nothing")
+        example = next((row[key] for row in rows if row[key]), "nothing")
         raise ValueError(
-            f"expected column {key!r} of {table} to name the scans, found no match among {len(wanted)} rows (the first is {example!r}): give paths as they lie below {scans}"
+            f"expected column {key!r} of {table} to name the scans, found no match among {len(rows)} rows (the first is {example!r}): give paths as they lie below {root}, in full where a file name occurs twice"
         )
-    classes = sorted({label for label in labels if label is not None})
-    _check_classes(classes, matched, sources, table)
-    missing = f"; {len(sources) - matched} scans are not in it and have no label" if matched < len(sources) else ""
-    return labels, f"labels: {len(classes)} classes from the table, matched by {key}{missing}"
+    _check_column(column, f"column {column} of {table}")
+    _check_classes(found, sources, patients, f"column {column} of {table}", column)
+    words = [f"labels: {len(set(found) - {None})} classes from the table, matched by {key}"]
+    if matched + undecided < len(sources):
+        words.append(f"{len(sources) - matched - undecided} scans are not in it and have no label")
+    if undecided:
+        words.append(f"{plural(undecided, 'series')} with different labels for single files without a label")
+    if unused:
+        words.append(f"{unused} of its {len(rows)} rows name no scan that is used")
+    return found, "; ".join(words)
 
 
-def _read_table(table: Path) -> tuple[str, dict[str, str]]:
-    """(key column, key -> label)."""
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            rows = [
-                {
-                    str(name).strip().lower(): (value or "").strip()
-                    for name, value in row.items()
-                    if name and not isinstance(value, list)
-                }
-                for row in csv.DictReader(file)
-            ]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"expected a CSV table in UTF-8, found {table}: {error}") from error
-    columns = list(rows[0]) if rows else []
-    key = next((name for name in KEYS if name in columns), None)
-    if key is None or "label" not in columns:
+def _parts(labels: str) -> tuple[Path, str]:
+    """The table and the column of the classes, in lower case."""
+    path, colon, column = labels.rpartition(":")
+    if colon and not Path(labels).is_file() and Path(path).is_file():
+        return Path(path), column.strip().lower()
+    if not Path(labels).is_file():
         raise ValueError(
-            f"expected the columns label and one of {', '.join(KEYS)} in {table}, found {', '.join(columns) or 'no rows'}: rename them in the first line"
+            f"expected 'auto', 'none', a CSV or TSV file (TABLE.csv or TABLE.csv:COLUMN) or tag:KEYWORD as labels, found no file {labels}"
         )
+    return Path(labels), "label"
+
+
+def _named(
+    key: str,
+    column: str,
+    rows: list[dict[str, str]],
+    sources: Sequence[Source],
+    patients: Sequence[str],
+    names: Sequence[str],
+) -> dict[str, list[int]]:
+    """What one key column says in the rows that have a label -> the scans that it names."""
+    wanted = list(dict.fromkeys(_spelled(key, row) for row in rows if row[key] and row[column]))
+    return locate(wanted, sources, names) if key == "file" else _by_identifier(key, wanted, sources, patients, names)
+
+
+def _labelled(
+    key: str, column: str, rows: list[dict[str, str]], scans: dict[str, list[int]], count: int, table: Path
+) -> tuple[Labels, int]:
+    """Every scan's label, and how many series have several labels and so none."""
     given: defaultdict[str, set[str]] = defaultdict(set)
     for row in rows:
-        if row[key] and row["label"]:
-            given[row[key].replace("\\", "/") if key == "file" else row[key]].add(row["label"])
-    twice = next((name for name, found in given.items() if len(found) > 1), None)
-    if twice is not None:
-        raise ValueError(f"expected one label for each {key} in {table}, found {sorted(given[twice])} for {twice!r}")
-    return key, {name: found.pop() for name, found in given.items()}
+        if row[key] and row[column]:
+            given[_spelled(key, row)].add(row[column])
+    several = [own for own in given.values() if len(own) > 1]
+    if several:
+        raise ValueError(
+            f"expected one label for each {key} in {table}, found {len(several[0])} different ones for one {key}, and {plural(len(several), 'such case')}: keep one row for each"
+        )
+    wished: defaultdict[int, set[str]] = defaultdict(set)
+    for name, numbers in scans.items():
+        for number in numbers:
+            wished[number] |= given[name]
+    found: Labels = [None] * count
+    for number, own in wished.items():
+        found[number] = next(iter(own)) if len(own) == 1 else None
+    return found, sum(len(own) > 1 for own in wished.values())
 
 
-def _names(source: Source, key: str, root: Path) -> list[str]:
-    """What a table may call a scan: a path below the folder, a file name, the folder of a series; or patient or study."""
-    if key == "patient":
-        return [source.patient] if source.patient else []
+def _by_identifier(
+    key: str, wanted: Iterable[str], sources: Sequence[Source], patients: Sequence[str], names: Sequence[str]
+) -> dict[str, list[int]]:
+    """Identifier in the table -> the scans that carry it."""
+    spelled: defaultdict[str, list[str]] = defaultdict(list)
+    for name in wanted:
+        spelled[_subject(name) if key == "participant_id" else name].append(name)
+    found: defaultdict[str, list[int]] = defaultdict(list)
+    for number, (source, patient, path) in enumerate(zip(sources, patients, names)):
+        for identifier in dict.fromkeys(_identifiers(key, source, patient, path)):
+            for name in spelled.get(identifier, ()):
+                found[name].append(number)
+    return found
+
+
+def _identifiers(key: str, source: Source, patient: str, name: str) -> list[str]:
+    """What a table may call a scan's patient, study, series or image."""
     if key == "uid":
-        return [source.study] if source.study else []
-    relative = [file.relative_to(root) for file in source.files]
-    folders = [relative[0].parent.as_posix()] if len(relative) > 1 else []
-    return [*(path.as_posix() for path in relative), *(path.name for path in relative), *folders]
+        return [uid for uid in (source.study, source.series, *source.instances) if uid]
+    own = [source.patient.strip()] if source.patient else []
+    if key == "patient":
+        return [*own, *([patient.removeprefix("patient:")] if patient.startswith("patient:") else [])]
+    parts = re.split(r"[/_]", name)
+    return [_subject(text) for text in [*own, *(part for part in parts if part.startswith("sub-"))]]
 
 
-def _check_classes(classes: list[str], scans: int, sources: Sequence[Source], table: Path) -> None:
-    """Refuse a column that names or describes patients instead of classing them: it would travel with the dataset."""
-    people = {source.patient for source in sources if source.patient}
-    if people & set(classes):
+def _subject(text: str) -> str:
+    """BIDS participant_id without its "sub-"."""
+    return text.strip().removeprefix("sub-")
+
+
+def patients_of(labels: str, sources: Sequence[Source], patients: Sequence[str], names: Sequence[str]) -> list[str]:
+    """What names each scan's patient, completed from the table's columns file (or uid) and patient where files do not say.
+
+    Args:
+        labels, sources, patients, names: as for `find`; keys that begin with "patient:" stay as they are.
+    """
+    if labels.lower() in ("auto", "none") or labels.lower().startswith("tag:"):
+        return list(patients)
+    columns, rows = tables.read(_parts(labels)[0])
+    who = next((key for key in ("patient", "participant_id") if key in columns), None)
+    if who is None or not {"file", "uid"} & set(columns):
+        return list(patients)
+    result = list(patients)
+    for key in ("uid", "file"):  # the file says it more exactly
+        if key not in columns:
+            continue
+        own = {_spelled(key, row): row[who] for row in rows if row[key] and row[who]}
+        scans = locate(own, sources, names) if key == "file" else _by_identifier(key, own, sources, patients, names)
+        for name, numbers in scans.items():
+            for number in numbers:
+                if not patients[number].startswith("patient:"):
+                    result[number] = f"patient:{own[name]}"
+    return result
+
+
+def _spelled(key: str, row: dict[str, str]) -> str:
+    return row[key].replace("\\", "/") if key == "file" else row[key]
+
+
+# ------------------------------------------------------------------------------------------------ a DICOM attribute
+
+# PS3.3 value representations of codes and numbers; all others name, date, describe or identify.
+CODED = {"CS", "IS", "DS", "US", "SS", "UL", "SL", "FL", "FD"}
+# Short texts that the scanner writes, not a person.
+SCANNER_TEXT = {
+    "Manufacturer",
+    "ManufacturerModelName",
+    "ConvolutionKernel",
+    "FilterType",
+    "SequenceName",
+    "PulseSequenceName",
+    "ReceiveCoilName",
+    "TransmitCoilName",
+}
+# Codes and numbers that the basic profile of PS3.15 table E.1-1 takes out all the same.
+IDENTIFYING = re.compile(r"^GPS|^Other|^Lens|^Selector|Number$|Numbers$|ID$|InstanceOriginStatus|Institution|Station")
+
+
+def tags_needed(labels: str) -> tuple[str, ...]:
+    """The DICOM keywords that `formats.discover` must collect for these labels; none unless they say "tag:KEYWORD".
+
+    Raises:
+        ValueError: there is no such keyword, or the attribute may identify a patient: one that PS3.15 Annex E names, a
+            date, a person, an identifier or free text.
+    """
+    if not labels.lower().startswith("tag:"):
+        return ()
+    from pydicom.datadict import DicomDictionary, dictionary_VR, keyword_dict
+
+    keyword = labels[4:].strip()
+    if keyword not in keyword_dict or not keyword:
+        known = {name.lower(): name for name in keyword_dict}
+        near = difflib.get_close_matches(keyword.lower(), known, 1, 0.6)
+        hint = f"did you mean {known[near[0]]}?" if near else "for example BodyPartExamined"
+        raise ValueError(f"expected a DICOM keyword after tag:, got {keyword!r}: {hint}")
+    kind, retired = dictionary_VR(keyword), DicomDictionary[keyword_dict[keyword]][3] == "Retired"
+    plain = kind in CODED or (kind in ("LO", "SH") and keyword in SCANNER_TEXT)
+    if not plain or retired or IDENTIFYING.search(keyword):
         raise ValueError(
-            f"expected classes in column label of {table}, found Patient IDs: give a column with few different values"
+            f"expected an attribute with codes or numbers as labels, got {keyword} (VR {kind}), which may name a patient, a date or a person or hold free text (DICOM PS3.15 Annex E): take BodyPartExamined, ViewPosition, Manufacturer or the like, or make a table of classes"
         )
-    if len(classes) > MOST_CLASSES or (scans >= 8 and 2 * len(classes) > scans):
+    return (keyword,)
+
+
+def from_tag(keyword: str, sources: Sequence[Source], patients: Sequence[str]) -> tuple[Labels, str]:
+    """Classes from a DICOM attribute; codes in upper case, so that "Chest" and "CHEST" are one class."""
+    from pydicom.datadict import dictionary_VR, tag_for_keyword
+
+    upper = dictionary_VR(keyword) == "CS"
+    values = [" ".join(dict(source.tags).get(keyword, "").split()) for source in sources]
+    found: Labels = [(value.upper() if upper else value) or None for value in values]
+    number = tag_for_keyword(keyword) or 0
+    name = f"{keyword} ({number >> 16:04X},{number & 0xFFFF:04X})"
+    if not any(found):
+        raise ValueError(f"expected scans with {name} as labels, found none that say it: give a CSV table instead")
+    _check_classes(found, sources, patients, name, keyword)
+    missing = sum(label is None for label in found)
+    words = f"labels: {len(set(found) - {None})} classes from DICOM {name}"
+    return found, words + (f"; {missing} scans do not say it and have no label" if missing else "")
+
+
+# ------------------------------------------------------------------------------------------------ what is no class
+
+# Names of columns that describe or name a person: their values travel with the dataset, whatever they look like.
+PRIVATE_COLUMNS = re.compile(
+    r"(^|[ _.-])(patient|name|first ?name|last ?name|surname|mrn|ssn|ids?|uid|dob|birth\w*|date|datetime|time|address|zip|city|phone|"
+    r"telephone|e-?mail|doctor|physician|radiologist|referrer|operator|hospital|institution|comments?|notes?|remarks?|"
+    r"report|history|findings|impression|description|filename|path)($|[ _.-])"
+)
+MEASURED_COLUMNS = re.compile(r"(^|[ _.-])(age|weight|height|size|bmi|dose|volume|score)($|[ _.-])")
+PRIVATE_VALUES = {
+    "dates": re.compile(
+        r"\b(19|20)\d\d[-/.](0?[1-9]|1[0-2])[-/.](0?[1-9]|[12]\d|3[01])\b|\b\d{1,2}[-/.]\d{1,2}[-/.](\d\d|\d{4})\b|"
+        r"\b(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(?!\d)|\b\d{1,2}[ .-]*(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[ .,-]*\d{2,4}\b",
+        re.IGNORECASE,
+    ),
+    "e-mail addresses": re.compile(r"\S@\S+\.\S"),
+    "names of persons": re.compile(r"\w\^\w|^(dr|prof|mr|mrs|ms)\. *\w|^(dr|prof|herr|frau) +\w", re.IGNORECASE),
+    "UIDs": re.compile(r"\b\d+(\.\d+){4,}\b"),
+    "phone or ID numbers": re.compile(r"\d{5}|\d(?:[ ()/.+-]?\d){6}|\bmrn\b", re.IGNORECASE),
+}
+
+
+def private_words(values: Iterable[str], sources: Sequence[Source]) -> str | None:
+    """Why values may identify a patient, without repeating one; None when they look like names of classes."""
+    values = list(values)
+    for what, pattern in PRIVATE_VALUES.items():
+        if any(pattern.search(value) for value in values):
+            return f"some values look like {what}"
+    # Patients called 1, 2, 3 say nothing about classes called 0 and 1.
+    people = {word for word in (_plain(source.patient or "") for source in sources) if len(word) >= 4}
+    plain = [_plain(value) for value in values]
+    if any(word in people for word in plain) or any(person in word for word in plain for person in people):
+        return "some values hold Patient IDs"
+    return None
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\W_]", "", text).casefold()
+
+
+def _check_column(column: str, where: str) -> None:
+    if column != "label" and PRIVATE_COLUMNS.search(column):
         raise ValueError(
-            f"expected at most {MOST_CLASSES} classes in column label of {table}, each for several scans, found {len(classes)} different values for {scans} scans: an identifier, a number or free text is no class"
+            f"expected classes in {where}, found a column whose name says identifier, date or free text: make a column of classes, and call it label"
         )
-    long = next((name for name in classes if len(name) > 60 or "\n" in name), None)
+
+
+def _check_classes(found: Labels, sources: Sequence[Source], patients: Sequence[str], where: str, column: str) -> None:
+    """Refuse values that name, measure or describe patients instead of classing them: they would travel with the dataset."""
+    given = [(label, source, patient) for label, source, patient in zip(found, sources, patients) if label is not None]
+    classes, scans = sorted({label for label, _, _ in given}), len(given)
+    own = sum(bool(source.patient) and _plain(label) == _plain(str(source.patient)) for label, source, _ in given)
+    if 2 * own > scans:
+        raise ValueError(f"expected classes in {where}, found Patient IDs: give a column with few different values")
+    if len(classes) == 1:
+        raise ValueError(f"expected at least 2 classes in {where}, found {classes[0]!r} alone: use --labels none")
+    if _measured(classes, column):
+        raise ValueError(
+            f"expected classes in {where}, found {len(classes)} different numbers from a measurement: make classes of them first, such as 0-40, 41-60, 61+"
+        )
+    # A label that stays the same within a patient says as much about the patient as there are patients.
+    constant = len({(label, patient) for label, _, patient in given}) == len({patient for _, _, patient in given})
+    owners = len({patient for _, _, patient in given}) if constant else scans
+    if len(classes) > MOST_CLASSES or (owners >= 8 and 2 * len(classes) > owners):
+        raise ValueError(
+            f"expected at most {MOST_CLASSES} classes in {where}, each for several scans and patients, found {len(classes)} different values for {scans} scans: an identifier, a number or free text is no class"
+        )
+    long = next((name for name in classes if len(name) > 60 or "\n" in name or len(name.split()) > 8), None)
     if long is not None:
         raise ValueError(
-            f"expected short class names in column label of {table}, found one of {len(long)} characters: free text is no class"
+            f"expected short class names in {where}, found one of {len(long)} characters: free text is no class"
         )
-    if len(classes) == 1:
+    private = private_words(classes, sources)
+    if private:
         raise ValueError(
-            f"expected at least 2 classes in column label of {table}, found {classes[0]!r} alone: use --labels none"
+            f"expected classes in {where}, but {private}: they would travel with the dataset; give a column with few different values that say nothing about one patient"
         )
+
+
+def _measured(classes: list[str], column: str) -> bool:
+    """Whether the values are numbers from a scale rather than codes or grades; "045Y" is an age (VR AS)."""
+    try:
+        numbers = [float(re.sub(r"^(\d+)[YMWD]$", r"\1", name).replace(",", ".")) for name in classes]
+    except ValueError:
+        return False
+    broken, spread = any(number % 1 for number in numbers), max(numbers) - min(numbers)
+    if len(numbers) <= 5:
+        return False
+    return broken or len(numbers) > 12 or spread > 3 * len(numbers) or bool(MEASURED_COLUMNS.search(column))

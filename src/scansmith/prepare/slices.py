@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from itertools import permutations
+from typing import Literal
 
 import numpy as np
 
@@ -48,25 +50,35 @@ def cut(image: Image, format: str) -> Slices:
     """The displayed slices of a scan.
 
     DICOM and pictures keep their stored orientation. A volume is cut across its coarsest axis, the one along which it
-    was acquired slice by slice; an isotropic one axially; and its slices are turned upright by the affine.
+    was acquired slice by slice; an isotropic one axially; and its slices are turned upright by the affine, stacked so
+    that columns, rows and slices form a right-handed frame: axial slices from the feet to the head.
     """
     if format in AS_STORED:
-        columns, rows, normal, plane = (0, 1), (1, 1), 2, "as stored"
-    else:
-        columns, rows, normal, plane = _upright(image)
-    array = image.array.transpose(0, normal + 1, rows[0] + 1, columns[0] + 1)
+        return _turned(image, ((0, 1), (1, 1), (2, 1)), "as stored")
+    return upright(image)
+
+
+def upright(image: Image) -> Slices:
+    """The slices of a volume as radiologists look at them, whatever its file is (see `cut`)."""
+    return _turned(image, *_upright(image))
+
+
+def _turned(image: Image, axes: tuple[tuple[int, int], ...], plane: str) -> Slices:
+    """The view whose columns, rows and slices run along the given (voxel axis, sign)."""
+    array = image.array.transpose(0, *(axis + 1 for axis, _ in reversed(axes)))
     step = np.zeros((4, 4))
-    step[columns[0], 0], step[rows[0], 1], step[normal, 2], step[3, 3] = columns[1], rows[1], 1, 1
-    if rows[1] < 0:
-        array, step[rows[0], 3] = array[:, :, ::-1, :], array.shape[2] - 1
-    if columns[1] < 0:
-        array, step[columns[0], 3] = array[:, :, :, ::-1], array.shape[3] - 1
-    spacing = (image.spacing[rows[0]], image.spacing[columns[0]]) if image.spacing_known else None
+    step[3, 3] = 1
+    for number, (axis, sign) in enumerate(axes):
+        step[axis, number] = sign
+        if sign < 0:
+            array = np.flip(array, 3 - number)
+            step[axis, 3] = image.array.shape[axis + 1] - 1
+    spacing = (image.spacing[axes[1][0]], image.spacing[axes[0][0]]) if image.spacing_known else None
     return Slices(array.swapaxes(0, 1), image.affine @ step, spacing, plane)
 
 
-def _upright(image: Image) -> tuple[tuple[int, int], tuple[int, int], int, str]:
-    """((voxel axis, sign) of the columns, the same of the rows, voxel axis of the normal, name of the plane)."""
+def _upright(image: Image) -> tuple[tuple[tuple[int, int], ...], str]:
+    """((voxel axis, sign) of the columns, of the rows, of the normal), and the name of the plane."""
     direction = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
     # world[a]: the patient axis (0 right, 1 anterior, 2 superior) that voxel axis a is nearest to, each taken once.
     world = max(permutations(range(3)), key=lambda order: sum(abs(direction[order[a], a]) for a in range(3)))
@@ -75,7 +87,10 @@ def _upright(image: Image) -> tuple[tuple[int, int], tuple[int, int], int, str]:
     column, row = world.index(across), world.index(down)
     column_sign = 1 if direction[across, column] * across_sign > 0 else -1
     row_sign = 1 if direction[down, row] * down_sign > 0 else -1
-    return (column, column_sign), (row, row_sign), normal, ("sagittal", "coronal", "axial")[world[normal]]
+    frame = np.stack([direction[:, column] * column_sign, direction[:, row] * row_sign, direction[:, normal]])
+    normal_sign = 1 if np.linalg.det(frame) > 0 else -1
+    axes = (column, column_sign), (row, row_sign), (normal, normal_sign)
+    return axes, ("sagittal", "coronal", "axial")[world[normal]]
 
 
 def _slice_axis(image: Image, world: tuple[int, ...]) -> int:
@@ -145,31 +160,52 @@ class Placement:
         spacing: tuple[float, float] | None,
         grid: tuple[int, int],
         grid_spacing: tuple[float, float] | None,
+        centre: tuple[float, float] | None = None,
+        extent: tuple[float, float] | None = None,
     ) -> Placement:
         """The placement of a slice of size `source` (height, width).
 
         With both pixel sizes known (mm, row and column) the slice is brought to the grid's pixel size and then cropped
-        or padded about its centre; a pixel size within 2 % of the grid's stays, so that no value is touched. Otherwise
-        it is scaled to fit into the grid, aspect ratio kept.
+        or padded; a pixel size within 2 % of the grid's stays, so that no value is touched. Otherwise `extent` is
+        scaled to fit into the grid, aspect ratio kept.
+
+        Args:
+            source: (height, width) of the slice.
+            spacing: its (row, column) pixel size in mm, or None.
+            grid: (height, width) of the dataset.
+            grid_spacing: its pixel size in mm, or None.
+            centre: (row, column) in the slice that comes to lie in the grid's middle, pixel edges at whole numbers, so
+                first + size / 2 of a box; None takes the slice's own middle. The grid is shifted from there as little
+                as keeps it on the slice, or the slice on the grid.
+            extent: (height, width) in the slice's pixels that must fit where no pixel size is known; None takes all.
         """
         if spacing is not None and grid_spacing is not None:
             factor = [own / wished for own, wished in zip(spacing, grid_spacing)]
             factor = [1.0 if abs(value - 1.0) <= SAME_SPACING else value for value in factor]
         else:
-            factor = [min(grid[0] / source[0], grid[1] / source[1])] * 2
+            fit = extent or source
+            factor = [min(grid[0] / fit[0], grid[1] / fit[1])] * 2
         height, width = (max(1, round(size * value)) for size, value in zip(source, factor))
-        return cls(height, width, (height - grid[0]) // 2, (width - grid[1]) // 2, grid, source)
+        middle = centre or (source[0] / 2, source[1] / 2)
+        top = corner(middle[0] * height / source[0], grid[0], height)
+        left = corner(middle[1] * width / source[1], grid[1], width)
+        return cls(height, width, top, left, grid, source)
 
-    def apply(self, array: np.ndarray, fill: float) -> np.ndarray:
-        """(..., *source) -> (..., *grid), `fill` where the slice does not reach, same dtype."""
-        resized = resize(array, self.height, self.width)
-        if (self.height, self.width) == self.grid:
-            return np.ascontiguousarray(resized)
-        result = np.full((*array.shape[:-2], *self.grid), fill, array.dtype)
+    def apply(self, array: np.ndarray, fill: float, order: Literal["linear", "nearest"] = "linear") -> np.ndarray:
+        """(..., *source) -> (..., *grid), `fill` where the slice does not reach, same dtype; "nearest" for label maps."""
         top, left = max(self.top, 0), max(self.left, 0)
         below, beside = min(self.top + self.grid[0], self.height), min(self.left + self.grid[1], self.width)
+        if order == "nearest":
+            rows = ((np.arange(top, below) + 0.5) * self.source[0] / self.height).astype(int)
+            columns = ((np.arange(left, beside) + 0.5) * self.source[1] / self.width).astype(int)
+            resized = array[..., rows[:, None], columns]
+        else:
+            resized = resize(array, self.height, self.width, (slice(top, below), slice(left, beside)))
+        if resized.shape[-2:] == self.grid:
+            return np.ascontiguousarray(resized)
+        result = np.full((*array.shape[:-2], *self.grid), fill, array.dtype)
         inside = (slice(top - self.top, below - self.top), slice(left - self.left, beside - self.left))
-        result[(..., *inside)] = resized[..., top:below, left:beside]
+        result[(..., *inside)] = resized
         return result
 
     @property
@@ -190,3 +226,9 @@ class Placement:
         step[1, 1], step[1, 3] = down, (self.top + 0.5) * down - 0.5
         step[2, 3] = k
         return slices.affine @ step
+
+
+def corner(middle: float, grid: int, size: int) -> int:
+    """Where a grid about `middle` begins along an axis of `size` pixels: no further off the axis than it must."""
+    free = size - grid
+    return min(max(math.floor(middle - grid / 2), min(free, 0)), max(free, 0))

@@ -11,103 +11,172 @@ from typing import Any
 import numpy as np
 
 from ..dataset import SPLITS
-from ..formats import Source
+from ..intensity import IntensityMap
+from . import copies, text
 from .fingerprint import Plan, Survey
 from .ledger import Ledger, Pseudonyms
+from .overrides import Choices
+from .registration import LEAST_CONFIDENCE
+from .scans import Scan
 
 MOST_LISTED = 1000
+# A shift between the two scans of a pair beyond it is worth a warning, in voxels of the coarser axis.
+MOST_SHIFT = 1.0
+# Sentences of a plan that stay true while a dataset grows.
+LASTING = (
+    "grid: ",
+    "downsampled",
+    "crop: ",
+    "dimensions: ",
+    "intensity: ",
+    "slices: ",
+    "bias field",
+    "histograms: ",
+    "declared ",
+)
+
+Windows = dict[int, tuple[IntensityMap, IntensityMap | None]]
+Near = list[tuple[int, int, float]]
 
 
 def describe(
     found: Survey,
-    plan: Plan,
     ledger: Ledger,
     names: Pseudonyms,
-    columns: dict[str, list[Any]],
+    columns: dict[str, np.ndarray],
     splits: dict[int, str],
+    windows: Windows,
     window_words: str,
+    near: Near,
+    left_out: set[int],
+    choices: Choices,
 ) -> dict[str, Any]:
-    """Content of `dataset.json` besides version and shape.
+    """Content of `dataset.json` besides version, grid and layers.
 
     Args:
-        found: the survey.
-        plan: as it was carried out.
+        found: the survey, with the plan as it was carried out.
         ledger: what was stored.
         names: pseudonyms.
         columns: the manifest.
         splits: scan -> split.
+        windows: scan -> intensity maps.
         window_words: how the CT window was chosen; empty otherwise.
+        near: near copies.
+        left_out: rows that no split uses.
+        choices: what the user decided.
     """
-    labels = sorted({label for label in columns["label"] if label is not None})
+    plan = found.plan
+    labels = sorted(set(columns["label"].tolist()) - {""})
     skipped = _skipped(found, ledger, names)
-    formats = Counter(source.format for source in found.sources)
-    train = np.concatenate([values for scan, values in ledger.values.items() if splits[scan] == "train"])
+    shared = next((windows[scan][0] for scan, record in ledger.records.items() if record.windows[0] is None), None)
+    made = {name: value for name, value in choices.made().items() if name != "splits"}
     return {
         "modality": plan.modality,
-        "units": columns["units"][0],
+        "units": str(columns["units"][0]),
         "dimensions": plan.dimensions,
-        "source_format": formats.most_common(1)[0][0],
+        "neighbours": plan.neighbours,
+        "source_format": next(iter(found.facts["formats"])),
         "spacing": None if plan.spacing is None else list(plan.spacing),
         "labels": labels,
         "label_counts": {split: _count(columns, split, labels) for split in SPLITS},
         "split_level": plan.split_level,
         "splits": _split_sizes(columns),
-        "plan": _sentences(found, plan, ledger, columns, window_words),
+        "plan": _sentences(found, ledger, columns, window_words, near, left_out),
+        "said": [sentence for sentence in plan.reasons if sentence.startswith(LASTING)],
+        "choices": plan.choices(),
+        "ct_window": None if shared is None else [shared.low, shared.high],
+        "overrides": made | ({"splits": "a table"} if choices.splits else {}),
+        "facts": found.facts,
         "fingerprint": {
-            "scans": len(ledger.values),
-            "images": len(ledger.rows),
+            "scans": len(ledger.records),
+            "images": len(ledger.scans),
             "dtype": plan.dtype,
             **found.facts,
-            "intensity": _intensity(train),
+            **_intensities(found, ledger, splits),
         },
+        "target": _target(plan, windows),
+        "pairs": _pairs(ledger),
+        "masks": {"rows": int(columns["masked"].sum()), "values": _mask_values(plan)}
+        if "masks" in plan.layers
+        else None,
         "skipped": skipped[:MOST_LISTED],
         "skipped_by_reason": dict(Counter(entry["reason"] for entry in skipped).most_common()),
+        "altered": dict(_altered(ledger).most_common()),
         "empty_slices": dict(ledger.empty.most_common()),
         "left_aside": list(plan.left_aside),
         "duplicates": [
-            {"case": names.case(found.sources[scan].files[0]), "slice": k, "copy_of_row": row}
+            {"case": names.case(found.scans[scan].name), "slice": k, "copy_of_row": row}
             for scan, k, row in ledger.copies[:MOST_LISTED]
         ],
-        "hash": hashlib.sha256("".join(sorted(columns["sha256"])).encode()).hexdigest(),
+        "near_duplicates": [
+            {
+                "case": str(columns["case"][second]),
+                "slice": int(columns["slice"][second]),
+                "row": second,
+                "copy_of_row": first,
+                "correlation": round(float(alike), 4),
+                "left_out": bool({first, second} & left_out),
+            }
+            for first, second, alike in near[:MOST_LISTED]
+        ],
+        "left_out": len(left_out),
+        "totals": {
+            "duplicates": len(ledger.copies),
+            "near_duplicates": len(near),
+            "burned_in": sum(record.text is not None for record in ledger.records.values()),
+            "skipped": len(skipped),
+        },
+        "burned_in": [
+            {"case": names.case(found.scans[scan].name), "reason": record.text}
+            for scan, record in ledger.records.items()
+            if record.text
+        ][:MOST_LISTED],
+        "hash": hashlib.sha256("".join(sorted(columns["sha256"].tolist())).encode()).hexdigest(),
     }
 
 
-def report(found: Survey, ledger: Ledger, root: Path, info: dict[str, Any]) -> dict[str, Any]:
+def report(found: Survey, ledger: Ledger, root: Path, info: dict[str, Any], near: Near) -> dict[str, Any]:
     """What was done, for the terminal: real file names and all."""
-    sources = found.sources
+    scans = found.scans
     kept = (
-        "modality",
-        "units",
-        "spacing",
-        "labels",
-        "split_level",
-        "splits",
-        "plan",
-        "left_aside",
-        "empty_slices",
-        "hash",
-    )
-    copies = [
-        {"file": str(sources[scan].files[0]), "slice": k, "copy_of": str(sources[ledger.scans[row]].files[0])}
-        for scan, k, row in ledger.copies
-    ]
+        "modality", "units", "spacing", "labels", "split_level", "splits", "plan", "left_aside", "empty_slices", "altered", "pairs", "hash",
+    )  # fmt: skip
+
+    def file(scan: int) -> str:
+        return str(scans[scan].source.files[0])
+
     skipped = [{"file": str(entry.file), "reason": entry.reason} for entry in found.skipped]
     skipped += [{"file": str(entry.file), "reason": entry.reason} for _, entry in ledger.skipped]
     return {
         "dataset": str(root),
-        "scans": len(ledger.values),
-        "images": len(ledger.rows),
+        "report": str(root / "report.html"),
+        "scans": len(ledger.records),
+        "images": len(ledger.scans),
         "patients": sum(entry["patients"] for entry in info["splits"].values()),
         **{name: info[name] for name in kept},
         "skipped": skipped,
-        "duplicates": copies,
+        "duplicates": [
+            {"file": file(scan), "slice": k, "copy_of": file(ledger.scans[row])} for scan, k, row in ledger.copies
+        ],
+        "near_duplicates": [
+            {
+                "file": file(ledger.scans[second]),
+                "like": file(ledger.scans[first]),
+                "correlation": round(float(alike), 4),
+            }
+            for first, second, alike in near
+        ],
+        "burned_in": [
+            {"file": file(scan), "reason": record.text} for scan, record in ledger.records.items() if record.text
+        ],
     }
 
 
 def _sentences(
-    found: Survey, plan: Plan, ledger: Ledger, columns: dict[str, list[Any]], window_words: str
+    found: Survey, ledger: Ledger, columns: dict[str, np.ndarray], window_words: str, near: Near, left_out: set[int]
 ) -> list[str]:
     """The plan as it was carried out."""
+    plan = found.plan
     sentences = [
         f"intensity: {window_words}" if window_words and line.startswith("intensity: ") else line
         for line in plan.reasons
@@ -123,55 +192,127 @@ def _sentences(
         sentences.append(
             f"nothing is held out, because there is one {whole} only: what is learned cannot be judged on unseen patients"
         )
-    if plan.dtype != found.plan.dtype:
-        sentences.append("stored as float32, because the scans' own number types differ")
-    if ledger.empty:
-        sentences.append(
-            "dropped: " + ", ".join(f"{count} slices ({reason})" for reason, count in ledger.empty.most_common())
-        )
-    if ledger.copies:
-        sentences.append(
-            f"{len(ledger.copies)} exact copies of other images are stored once; the patients who share one share a split"
-        )
-        differ = sum(found.labels[scan] != found.labels[ledger.scans[row]] for scan, _, row in ledger.copies)
-        if differ:
-            sentences.append(f"{differ} of the copies have another label than the image that is kept: check the labels")
+    empty = ledger.empty
+    if empty:
+        sentences.append("dropped: " + ", ".join(f"{count} slices ({reason})" for reason, count in empty.most_common()))
+    sentences += _copy_words(found, ledger, near, left_out)
+    sentences.append(text.words(sum(record.text is not None for record in ledger.records.values())))
+    sentences += _pair_words(ledger)
     lost = len(found.skipped) + len(ledger.skipped)
     if lost:
         sentences.append(f"skipped: {lost} files or scans, each listed with the reason")
     return sentences
 
 
-def _split_sizes(columns: dict[str, list[Any]]) -> dict[str, dict[str, int]]:
-    images = Counter(columns["split"])
-    patients = Counter(split for split, _ in set(zip(columns["split"], columns["patient"])))
+def _copy_words(found: Survey, ledger: Ledger, near: Near, left_out: set[int]) -> list[str]:
+    sentences = []
+    if ledger.copies:
+        sentences.append(
+            f"{len(ledger.copies)} exact copies of other images are stored once; the patients who share one share a split"
+        )
+        label = [scan.label for scan in found.scans]
+        differ = sum(label[scan] != label[ledger.scans[row]] for scan, _, row in ledger.copies)
+        if differ:
+            sentences.append(f"{differ} of the copies have another label than the image that is kept: check the labels")
+    if near:
+        sentences.append(copies.words(near, [found.scans[scan].patient for scan in ledger.scans]))
+    if left_out:
+        sentences.append(
+            f"{len(left_out)} images are left out: they copy an image of another split, and no patient moves"
+        )
+    return sentences
+
+
+def _pair_words(ledger: Ledger) -> list[str]:
+    shift = _pairs(ledger)
+    if shift is None:
+        return []
+    if not shift["estimated"]:
+        return ["pairs: whether they lie on each other could not be estimated"]
+    name, unit = ("shift_mm", "mm") if "shift_mm" in shift else ("shift_pixels", "pixels")
+    words = f"pairs: estimated shift between the scans of a pair {shift[name]['median']:.1f} {unit} in the median, {shift[name]['worst']:.1f} {unit} at worst ({shift['estimated']} of {shift['measured']} pairs could be estimated)"
+    return [words + (": check the registration" if shift["far"] else "")]
+
+
+def _pairs(ledger: Ledger) -> dict[str, Any] | None:
+    """Estimated misregistration over the pairs that were measured, in mm where the voxel size is known; None without pairs."""
+    shifts = [record.shift for record in ledger.records.values() if record.shift is not None]
+    if not shifts:
+        return None
+    sure = [float(np.linalg.norm(shift[:3])) for shift in shifts if shift[3] >= LEAST_CONFIDENCE]
+    spacings = [np.nanmax(record.spacing) for record in ledger.records.values() if np.isfinite(record.spacing).any()]
+    limit = MOST_SHIFT * (float(np.median(spacings)) if spacings else 1.0)
+    return {
+        "count": sum(len(record.hashes) > 0 for record in ledger.records.values()),
+        "measured": len(shifts),
+        "estimated": len(sure),
+        "shift_mm" if spacings else "shift_pixels": {"median": float(np.median(sure)), "worst": max(sure)}
+        if sure
+        else None,
+        "far": sum(shift > limit for shift in sure),
+    }
+
+
+def _target(plan: Plan, windows: Windows) -> dict[str, Any] | None:
+    if plan.target_modality is None:
+        return None
+    units = next(window.units for _, window in windows.values() if window is not None)
+    return {"modality": plan.target_modality, "channels": plan.target_channels, "units": units}
+
+
+def _mask_values(plan: Plan) -> str:
+    if plan.segments:
+        return f"1 to {len(plan.segments)}: structures in the order of their names, which the private file holds"
+    return "as in the mask files"
+
+
+def _split_sizes(columns: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
+    images = Counter(columns["split"].tolist())
+    patients = Counter(split for split, _ in set(zip(columns["split"].tolist(), columns["patient"].tolist())))
     return {split: {"images": images[split], "patients": patients[split]} for split in SPLITS}
 
 
-def _count(columns: dict[str, list[Any]], split: str, labels: list[str]) -> dict[str, int]:
-    counts = Counter(label for label, own in zip(columns["label"], columns["split"]) if own == split)
+def _count(columns: dict[str, np.ndarray], split: str, labels: list[str]) -> dict[str, int]:
+    counts = Counter(columns["label"][columns["split"] == split].tolist())
     return {label: counts[label] for label in labels}
 
 
-def _intensity(values: np.ndarray) -> dict[str, Any]:
-    """Percentiles and a 64-bin histogram of the training scans' physical values."""
-    low, high = (float(value) for value in np.percentile(values, (0.1, 99.9)))
-    counts, edges = np.histogram(values, 64, (low, high if high > low else low + 1.0))
+def _intensities(found: Survey, ledger: Ledger, splits: dict[int, str]) -> dict[str, Any]:
+    """Percentiles and histograms of the training scans' physical values, all and by label, with the same edges."""
+    by_label: dict[str | None, list[np.ndarray]] = {}
+    for scan, record in ledger.records.items():
+        if splits.get(scan) == "train" and record.hashes:
+            by_label.setdefault(found.scans[scan].label, []).append(record.values)
+    values = {label: np.concatenate(parts) for label, parts in by_label.items()}
+    every = np.concatenate(list(values.values()))
+    low, high = (float(value) for value in np.percentile(every, (0.1, 99.9)))
+    edges = (low, high if high > low else low + 1.0)
     points = (0.5, 5, 25, 50, 75, 95, 99.5)
+    percentiles = dict(zip(map(str, points), np.percentile(every, points).tolist()))
+    labelled = {label: _histogram(own, edges) for label, own in sorted(values.items(), key=str) if label is not None}
     return {
-        "percentiles": {str(point): float(np.percentile(values, point)) for point in points},
-        "histogram": {"low": float(edges[0]), "high": float(edges[-1]), "counts": counts.tolist()},
+        "intensity": {"percentiles": percentiles, "histogram": _histogram(every, edges)},
+        "intensity_by_label": labelled,
     }
+
+
+def _histogram(values: np.ndarray, edges: tuple[float, float]) -> dict[str, Any]:
+    return {"low": edges[0], "high": edges[1], "counts": np.histogram(values, 64, edges)[0].tolist()}
+
+
+def _altered(ledger: Ledger) -> Counter[str]:
+    """What readers and resampling altered -> scans."""
+    return Counter(scrub(note, []) for record in ledger.records.values() for note in record.notes)
 
 
 def _skipped(found: Survey, ledger: Ledger, names: Pseudonyms) -> list[dict[str, str]]:
     known = [
-        {"case": names.case(entry.file), "reason": scrub(entry.reason, _file_words(entry.file))}
+        {"case": names.case(str(entry.file)), "reason": scrub(entry.reason, _file_words(entry.file))}
         for entry in found.skipped
     ]
     for scan, entry in ledger.skipped:
-        words = _source_words(found.sources[scan])
-        known.append({"case": names.case(entry.file), "reason": scrub(entry.reason, words)})
+        words = _scan_words(found.scans[scan])
+        known.append({"case": names.case(str(entry.file)), "reason": scrub(entry.reason, words)})
     return known
 
 
@@ -187,8 +328,8 @@ def _file_words(file: Path) -> list[str]:
     return [part for part in (file.name, file.stem, file.parent.name) if len(part) > 2]
 
 
-def _source_words(source: Source) -> list[str]:
+def _scan_words(scan: Scan) -> list[str]:
     return [
-        *(word for file in source.files for word in _file_words(file)),
-        *(word for word in (source.patient, source.study) if word),
+        *(word for file in scan.files for word in _file_words(file)),
+        *(word for word in (scan.source.patient, scan.source.study) if word),
     ]

@@ -102,7 +102,7 @@ def header(folder: RunFolder, title: str | None) -> dict[str, Any]:
     """Title, verdict and what identifies the run."""
     dataset = folder.dataset
     kind = MODALITY_WORDS.get(dataset.info.get("modality", ""), "") if dataset is not None else ""
-    total = len(set(dataset.columns["case"])) if dataset is not None else None
+    total = len(set(dataset.columns["case"].tolist())) if dataset is not None else None
     words = f"Synthetic {kind} scans".replace("  ", " ") + (
         f" from {total:,} scan{'s' * (total != 1)}" if total else ""
     )
@@ -152,7 +152,7 @@ def pictures(folder: RunFolder, count: int, real_images: bool, seed: int) -> dic
 
 def sheet_pair(folder: RunFolder, pool: np.ndarray, label: str | None, count: int, seed: int) -> dict[str, Any]:
     """Two sheets of as many images each, of one class or (label None) of all; None where a side has no images."""
-    names = folder.dataset.columns["label"] if folder.dataset is not None else []
+    names = folder.dataset.columns["label"] if folder.dataset is not None else np.zeros(0, "U1")
     real = [int(row) for row in pool if label is None or names[row] == label]
     fake = [path for path, name in folder.synthetic_files if label is None or name == label]
     wanted = min(count, len(fake) or count, len(real) or count)
@@ -179,7 +179,7 @@ def real_pool(folder: RunFolder) -> tuple[np.ndarray, str]:
 def class_groups(folder: RunFolder, pool: np.ndarray) -> list[str]:
     """Classes to show one row each, at most `MOST_CLASSES`; none when the synthetic or the real images have no classes."""
     made = {name for _, name in folder.synthetic_files if name is not None}
-    real = {folder.dataset.columns["label"][row] for row in pool} - {None} if folder.dataset is not None else set()
+    real = set(folder.dataset.columns["label"][pool].tolist()) - {""} if folder.dataset is not None else set()
     return sorted(made | real)[:MOST_CLASSES] if made and (real or not len(pool)) else []
 
 
@@ -212,7 +212,7 @@ def one_window(folder: RunFolder) -> tuple[float, float, str] | None:
     if folder.dataset is None or not len(folder.dataset):
         return None
     columns = folder.dataset.columns
-    windows = set(zip(columns["low"], columns["high"], columns["units"], strict=True))
+    windows = set(zip(*(columns[name].tolist() for name in ("low", "high", "units")), strict=True))
     return windows.pop() if len(windows) == 1 else None
 
 
@@ -222,7 +222,7 @@ def data(folder: RunFolder, seed: int) -> dict[str, Any] | None:
         return None
     dataset, info = folder.dataset, folder.dataset.info
     facts = {
-        "Modality": MODALITY_TERMS.get(info.get("modality", ""), "not known"), "Scans": number(len(set(dataset.columns["case"]))), "Images (2-D)": number(len(dataset)),
+        "Modality": MODALITY_TERMS.get(info.get("modality", ""), "not known"), "Scans": number(len(set(dataset.columns["case"].tolist()))), "Images (2-D)": number(len(dataset)),
         "Stored size": f"{dataset.shape[2]} × {dataset.shape[1]} pixels" + (f", {dataset.shape[0]} channels" if dataset.shape[0] > 1 else ""),
         "Pixel spacing": spacing_words(dataset.columns["spacing"]), "Intensity": intensity_words(folder), "Split": split_words(info.get("split_level")),
     }  # fmt: skip
@@ -234,11 +234,9 @@ def data(folder: RunFolder, seed: int) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def spacing_words(spacing: list[Any]) -> str:
-    """The median in-plane pixel size and its range."""
-    known = np.array(
-        [one[:2] for one in spacing if isinstance(one, list) and len(one) >= 2 and None not in one[:2]], np.float64
-    )
+def spacing_words(spacing: np.ndarray) -> str:
+    """The median in-plane pixel size and its range; (N, 3) slice, row, column in mm, NaN where not known."""
+    known = spacing[np.isfinite(spacing[:, 1:]).all(axis=1), 1:]
     if not len(known):
         return "not given by the files"
     median = np.median(known, axis=0)
@@ -272,11 +270,11 @@ def split_rows(folder: RunFolder) -> list[dict[str, Any]]:
         chosen = folder.dataset.rows(split)
         # Without known patients the column holds one key per scan, which counts nobody.
         patients = (
-            {columns["patient"][row] for row in chosen} - {None}
+            set(columns["patient"][chosen].tolist()) - {""}
             if folder.dataset.info.get("split_level") == "patient"
             else set()
         )
-        cases = {columns["case"][row] for row in chosen}
+        cases = set(columns["case"][chosen].tolist())
         rows.append(
             {
                 "split": words,
@@ -293,7 +291,7 @@ def class_rows(folder: RunFolder) -> list[dict[str, Any]]:
     dataset = folder.dataset
     if dataset is None or not dataset.labels:
         return []
-    labels, splits = np.array([str(label) for label in dataset.columns["label"]]), np.array(dataset.columns["split"])
+    labels, splits = dataset.columns["label"], dataset.columns["split"]
     made = [name for _, name in folder.synthetic_files]
     return [{"label": label, "all": int((labels == label).sum()), "train": int(((labels == label) & (splits == "train")).sum()),
              "holdout": int(((labels == label) & (splits == "holdout")).sum()), "synthetic": made.count(label)} for label in dataset.labels]  # fmt: skip

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -108,6 +107,10 @@ def task_of(data: Dataset) -> Task:
         raise ValueError(
             f"expected at least {FEWEST_TRAINING} training images in {data.root}, found {count}: add scans and prepare again"
         )
+    if data.info.get("depth"):
+        raise ValueError(
+            f"expected 2-D images in {data.root}, found volumes: this version trains on slices; prepare with --plan '{{\"dimensions\": 2}}'"
+        )
     channels, height, width = data.shape
     return Task(channels, height, width, len(data.labels), count)
 
@@ -129,7 +132,7 @@ def configuration(
     spacing = data.info["spacing"]
     scale = [data.info["height"] / grid.box_height, data.info["width"] / grid.box_width]
     rows = training_rows(data)
-    window = {name: float(median(data.columns[name][row] for row in rows)) for name in ("low", "high")}
+    window = {name: float(np.median(data.columns[name][rows])) for name in ("low", "high")}
     return {
         "software": f"scansmith {__version__}",
         "network": {"name": recipe.generator, "arguments": objective.generator_arguments},
@@ -138,7 +141,7 @@ def configuration(
         "modality": data.info["modality"],
         "source_format": data.info["source_format"],
         "intensity": {**window, "units": data.info["units"]},
-        "orientation": common_orientation([data.columns["affine"][row] for row in rows]),
+        "orientation": common_orientation(data.columns["affine"][rows]),
         "spacing": None if spacing is None else [spacing[0] * scale[0], spacing[1] * scale[1]],
         "labels": data.labels,
         "label_counts": [int((data.classes()[rows] == number).sum()) for number in range(len(data.labels))],
@@ -148,9 +151,13 @@ def configuration(
     }
 
 
-def common_orientation(affines: list[list[float] | None]) -> list[list[float]] | None:
-    """The unit vectors (RAS+) along columns and rows that most images have, to a tenth; None when none is known."""
-    known = [np.asarray(affine, np.float64).reshape(4, 4)[:3, :2].T for affine in affines if affine is not None]
+def common_orientation(affines: np.ndarray) -> list[list[float]] | None:
+    """The unit vectors (RAS+) along columns and rows that most images have, to a tenth; None when none is known.
+
+    Args:
+        affines: (N, 4, 4), NaN where not known.
+    """
+    known = [affine[:3, :2].T for affine in affines if np.isfinite(affine).all()]
     units = [vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in known]
     if not units:
         return None

@@ -1,0 +1,236 @@
+"""Pairs: which scan is the source of which target, by patient and geometry, by name patterns or by the user's table."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..formats import Source
+from ..image import MODALITIES
+from . import tables
+from .align import onto
+from .names import is_patterns, locate, match, plural
+from .registration import LEAST_CONFIDENCE, Shift, misregistration
+
+__all__ = ["LEAST_CONFIDENCE", "Shift", "find", "misregistration", "onto"]
+
+Pairs = list[tuple[int, int]]
+# Boxes that share less of the smaller one show different regions.
+LEAST_OVERLAP = 0.2
+# Candidates that differ by less cannot be told apart by geometry.
+SAME_OVERLAP = 0.02
+MOST_CANDIDATES = 8
+
+
+def find(
+    pairs: str, sources: Sequence[Source], patients: Sequence[str], names: Sequence[str]
+) -> tuple[Pairs, tuple[str, ...]]:
+    """The (source, target) pairs, by number and sorted, and in words how they were found, without anything private.
+
+    Args:
+        pairs: "MR:CT" (modalities; matched within a patient by geometry), "*T1*:*T2*" (name patterns, see `names.match`),
+            or the path of a table with the columns source and target (paths below root).
+        sources: the scans; masks among them are passed over.
+        patients: what names each scan's patient.
+        names: each scan's posix path below root, of a series its first file's.
+
+    Raises:
+        ValueError: no pair is found, one side matches nothing, or a scan would be in two pairs.
+    """
+    if Path(pairs).is_file() or pairs.lower().endswith((".csv", ".tsv")):
+        found, words = _by_table(Path(pairs), sources, names)
+    elif is_patterns(pairs):
+        found, words = _by_patterns(pairs, sources, names)
+    else:
+        found, words = _by_modality(pairs, sources, patients)
+    _check(found, pairs, names)
+    return sorted(found), words
+
+
+def _check(found: Pairs, pairs: str, names: Sequence[str]) -> None:
+    """Every scan in one pair, on one side."""
+    left, right = Counter(one for one, _ in found), Counter(other for _, other in found)
+    both = next((scan for scan in left if scan in right), None)
+    if both is not None:
+        raise ValueError(
+            f"expected sources and targets to be different scans, found {names[both]!r} on both sides of {pairs!r}: make the two sides exclude each other"
+        )
+    twice = next((scan for counts in (left, right) for scan, count in counts.items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"expected each scan in one pair, found {names[twice]!r} in {left[twice] + right[twice]} pairs of {pairs!r}: keep one of them"
+        )
+
+
+# ------------------------------------------------------------------------------------------------ patterns, table
+
+
+def _by_patterns(pairs: str, sources: Sequence[Source], names: Sequence[str]) -> tuple[Pairs, tuple[str, ...]]:
+    images = [number for number, source in enumerate(sources) if source.role == "image"]
+    found = match("pairs", pairs, [sources[number] for number in images], [names[number] for number in images])
+    words = [f"pairs: {len(found.pairs)} by name patterns"]
+    if found.by_folder:
+        words.append(
+            "the names' wildcards are never the same: the only source and the only target of a folder are pairs"
+        )
+    if found.left or found.right:
+        words.append(
+            f"without a partner: {plural(len(found.left), 'source')} and {plural(len(found.right), 'target')}, left out"
+        )
+    return [(images[one], images[other]) for one, other in found.pairs], tuple(words)
+
+
+def _by_table(table: Path, sources: Sequence[Source], names: Sequence[str]) -> tuple[Pairs, tuple[str, ...]]:
+    if not table.is_file():
+        raise ValueError(f"expected a CSV table with the columns source and target as pairs, found no file {table}")
+    columns, rows = tables.read(table)
+    if "source" not in columns or "target" not in columns:
+        raise ValueError(
+            f"expected the columns source and target in {table}, found {', '.join(columns) or 'no rows'}: rename them in the first line"
+        )
+    rows = [row for row in rows if row["source"] and row["target"]]
+    scans = locate([row[side] for row in rows for side in ("source", "target")], sources, names)
+    found = {
+        (scans[row["source"]][0], scans[row["target"]][0])
+        for row in rows
+        if len(scans.get(row["source"], ())) == 1 and len(scans.get(row["target"], ())) == 1
+    }
+    if not found:
+        example = rows[0]["source"] if rows else "nothing"
+        raise ValueError(
+            f"expected source and target of {table} to name scans, found no pair among {len(rows)} rows (the first is {example!r}): give paths as they lie below the folder of scans, in full where a file name occurs twice"
+        )
+    known = sum(len(scans.get(row["source"], ())) == 1 and len(scans.get(row["target"], ())) == 1 for row in rows)
+    words = [f"pairs: {len(found)} from the table"]
+    if known < len(rows):
+        words.append(
+            f"{len(rows) - known} of the table's {len(rows)} rows name a file that is no usable scan, left out"
+        )
+    return sorted(found), tuple(words)
+
+
+# ------------------------------------------------------------------------------------------------ modalities
+
+
+def _by_modality(pairs: str, sources: Sequence[Source], patients: Sequence[str]) -> tuple[Pairs, tuple[str, ...]]:
+    """Within a patient, each target with the source that lies as it does."""
+    kinds = [part.strip().upper() for part in pairs.split(":")]
+    if len(kinds) != 2 or not set(kinds) <= set(MODALITIES) or kinds[0] == kinds[1]:
+        raise ValueError(
+            f"expected pairs as two different modalities such as MR:CT (of {', '.join(MODALITIES)}), two name patterns such as *T1*:*T2*, or a CSV table with the columns source and target, got {pairs!r}"
+        )
+    groups: defaultdict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    for number, (source, patient) in enumerate(zip(sources, patients)):
+        if source.role == "image" and source.modality in kinds:
+            groups[patient][kinds.index(source.modality)].append(number)
+    counts = [sum(len(group[side]) for group in groups.values()) for side in (0, 1)]
+    if not all(counts):
+        raise ValueError(
+            f"expected {kinds[0]} and {kinds[1]} scans for pairs {pairs!r}, found {counts[0]} and {counts[1]}: files such as NIfTI and PNG do not say their modality; pair them by name patterns such as *MR*:*CT*"
+        )
+    found: Pairs = []
+    ambiguous = framed = 0
+    for own, wished in groups.values():
+        chosen, unclear = _within(own, wished, sources)
+        found += chosen
+        ambiguous += unclear
+        framed += sum(_same_frame(sources[one], sources[other]) for one, other in chosen)
+    if not found:
+        raise ValueError(
+            f"expected a patient with {kinds[0]} and {kinds[1]} of one region for pairs {pairs!r}, found {plural(counts[0], 'source')} and {plural(counts[1], 'target')} of {plural(len(groups), 'patient')} and none that overlap: check that Patient ID (0010,0020) is the same in both, or give a CSV table with the columns source and target"
+        )
+    return found, _modality_words(kinds, found, counts, ambiguous, framed)
+
+
+def _modality_words(kinds: list[str], found: Pairs, counts: list[int], ambiguous: int, framed: int) -> tuple[str, ...]:
+    words = [f"pairs: {len(found)} of {kinds[0]} and {kinds[1]}, by patient and position"]
+    if framed < len(found):
+        words.append(
+            f"{plural(len(found) - framed, 'pair')} without a common Frame of Reference UID (0020,0052): positions are taken as they are; look at the misregistration"
+        )
+    if ambiguous:
+        words.append(
+            f"{plural(ambiguous, 'target')} with several sources that fit equally well: the first by name was taken; name patterns choose another"
+        )
+    left = [counts[side] - len(found) for side in (0, 1)]
+    if any(left):
+        words.append(
+            f"without a partner: {plural(left[0], f'{kinds[0]} scan')} and {plural(left[1], f'{kinds[1]} scan')}, left out"
+        )
+    return tuple(words)
+
+
+def _within(own: list[int], wished: list[int], sources: Sequence[Source]) -> tuple[Pairs, int]:
+    """One patient's pairs, the best fit first, and how many targets had a second source that fits as well."""
+    if not own or not wished:
+        return [], 0
+    boxes = np.array([_box(sources[number]) for number in own])
+    volumes = np.array([_voxel(sources[number]) for number in own])
+    fits = {target: _fits(target, own, boxes, volumes, sources)[:MOST_CANDIDATES] for target in wished}
+    order = [(fit, target, source) for target, some in fits.items() for fit, source in some]
+    order.sort(key=lambda entry: (tuple(-value for value in entry[0]), entry[1], entry[2]))
+    pairs: dict[int, int] = {}
+    used: set[int] = set()
+    unclear = 0
+    for fit, target, source in order:
+        if target not in pairs and source not in used:
+            unclear += any(
+                other != source and other not in used and _close(fit, other_fit) for other_fit, other in fits[target]
+            )
+            pairs[target] = source
+            used.add(source)
+    return [(source, target) for target, source in pairs.items()], unclear
+
+
+def _fits(
+    target: int, own: list[int], boxes: np.ndarray, volumes: np.ndarray, sources: Sequence[Source]
+) -> list[tuple[tuple[float, ...], int]]:
+    """(same frame, same study, overlap, likeness of the voxels) of the sources that can belong to a target, best first."""
+    wished, box = sources[target], np.array(_box(sources[target]))
+    edges = np.minimum(boxes[:, 1], box[1]) - np.maximum(boxes[:, 0], box[0])
+    shared = np.clip(edges, 0.0, None).prod(axis=1)
+    sizes, size = (boxes[:, 1] - boxes[:, 0]).prod(axis=1), (box[1] - box[0]).prod()
+    placed = np.isfinite(sizes) & np.isfinite(size)
+    with np.errstate(invalid="ignore"):
+        least, union = shared / np.minimum(sizes, size), shared / (sizes + size - shared)
+    likeness = -np.abs(np.log(volumes / _voxel(wished)))
+    result = []
+    for at in np.flatnonzero(~placed | (least >= LEAST_OVERLAP)):
+        number = own[at]
+        study = wished.study is not None and sources[number].study == wished.study
+        fit = (
+            float(_same_frame(sources[number], wished)),
+            float(study),
+            float(union[at]) if placed[at] else 0.0,
+            float(likeness[at]) if placed[at] else 0.0,
+        )
+        result.append((fit, number))
+    return sorted(result, key=lambda entry: (tuple(-value for value in entry[0]), entry[1]))
+
+
+def _close(fit: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return fit[:2] == other[:2] and abs(fit[2] - other[2]) < SAME_OVERLAP and abs(fit[3] - other[3]) < 0.1
+
+
+def _same_frame(one: Source, other: Source) -> bool:
+    return one.frame_of_reference is not None and one.frame_of_reference == other.frame_of_reference
+
+
+def _box(source: Source) -> list[list[float]]:
+    """[lowest, highest] RAS+ coordinates in mm of the box around a scan; NaN where its header does not place it."""
+    if source.affine is None:
+        return [[np.nan] * 3, [np.nan] * 3]
+    affine = np.array(source.affine).reshape(4, 4)
+    middle = affine @ np.array([*((size - 1) / 2 for size in source.shape), 1.0])
+    half = np.abs(affine[:3, :3]) @ np.array(source.shape) / 2
+    return [(middle[:3] - half).tolist(), (middle[:3] + half).tolist()]
+
+
+def _voxel(source: Source) -> float:
+    """Volume of a voxel in mm^3; 1 where unknown."""
+    if source.affine is None:
+        return 1.0
+    return max(1e-9, abs(float(np.linalg.det(np.array(source.affine).reshape(4, 4)[:3, :3]))))
