@@ -179,14 +179,16 @@ def _check_nifti(source: formats.Source, array: np.ndarray) -> str:
     loaded = nibabel.load(source.files[0])
     other = np.asarray(loaded.dataobj)
     other = other.reshape(*other.shape[:3], -1)[..., 0] if other.ndim > 3 else other.reshape(array.shape[1:])
-    return _verdict(np.allclose(np.sort(array[0], None), np.sort(other, None), rtol=1e-5, atol=1e-5), "nibabel")
+    return "read: " + _verdict(
+        np.allclose(np.sort(array[0], None), np.sort(other, None), rtol=1e-5, atol=1e-5), "nibabel"
+    )
 
 
 def _check_volume(source: formats.Source, array: np.ndarray) -> str:
     import SimpleITK as sitk
 
     other = sitk.GetArrayFromImage(sitk.ReadImage(str(source.files[0]))).T
-    return _verdict(
+    return "read: " + _verdict(
         np.allclose(np.sort(array, None), np.sort(other.reshape(-1), None), rtol=1e-5, atol=1e-5), "SimpleITK"
     )
 
@@ -195,7 +197,7 @@ def _check_picture(source: formats.Source, array: np.ndarray) -> str:
     from PIL import Image
 
     other = np.atleast_3d(np.asarray(Image.open(source.files[0])))
-    return _verdict(np.array_equal(array[..., 0].T, other[..., : len(array)]), "Pillow")
+    return "read: " + _verdict(np.array_equal(array[..., 0].T, other[..., : len(array)]), "Pillow")
 
 
 def main() -> None:

@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 
 import scansmith
-from scansmith import cli, formats, metrics, networks
+from scansmith import cli, dataset, formats, image, metrics, networks, preprocess
 from scansmith.evaluate import words
 from scansmith.metrics import prdc, radiomics, random_conv
-from scansmith.prepare import fingerprint, split
+from scansmith.prepare import copies, fingerprint, overrides, split
 from scansmith.run import STAGES
 from scansmith.train import probe, recipes
 
@@ -186,6 +186,24 @@ def test_artifacts_names_every_key_of_the_json_files(made, file, heading):
     assert not missing, f"{file}: {missing}"
 
 
+def test_artifacts_names_every_column_of_the_manifest():
+    text = (ROOT / "docs" / "reference" / "artifacts.md").read_text()
+    assert [name for name in dataset.COLUMNS if f"`{name}`" not in text] == []
+
+
+def test_every_choice_of_the_plan_is_explained():
+    text = (ROOT / "docs" / "how-to" / "from-your-own-scans.md").read_text()
+    rows = " ".join(line for line in text.splitlines() if line.startswith("| `"))
+    assert [field.name for field in dataclasses.fields(overrides.Choices) if f"`{field.name}`" not in rows] == []
+
+
+def test_the_page_of_formats_names_every_format_and_modality():
+    text = (ROOT / "docs" / "reference" / "formats.md").read_text()
+    names = {"dicom": "DICOM", "nifti": "NIfTI", "nrrd": "NRRD", "metaimage": "MetaImage"}
+    assert [name for name in formats.READERS if names.get(name, name.upper()) not in text] == []
+    assert [name for name in image.MODALITIES if not re.search(rf"\b{name}\b", text)] == []
+
+
 def test_artifacts_names_every_key_of_the_log_and_every_metric(made):
     text = (ROOT / "docs" / "reference" / "artifacts.md").read_text()
     row = json.loads((made / "run" / "train" / "log.jsonl").read_text().splitlines()[0])
@@ -278,6 +296,13 @@ def test_the_pages_name_the_limits_that_the_code_uses():
         f"{64 * probe.IMAGES_PER_PIXEL:,.0f} at 64 pixels" in trains
         and f"first {recipes.Recipe().burn_in:.0%}".replace("%", " %") in trains
     )
+    prepared = (ROOT / "docs" / "explanation" / "how-scans-are-prepared.md").read_text()
+    assert (
+        f"at most {copies.FARTHEST} of 64 bits" in prepared and f"correlation of at least {copies.SAME:g}" in prepared
+    )
+    assert f"more than {copies.MOST_IN_ONE:.0%}".replace("%", " %") in prepared
+    assert f"at least {preprocess.FEWEST_VOLUMES} of them, of at least {preprocess.FEWEST_SLICES} slices" in prepared
+    assert f"less than {preprocess.WORTH_CROPPING:.0%}".replace("%", " %") in prepared
     scans = (ROOT / "docs" / "start.md").read_text()
     assert {8: "Eight images are the least"}[fingerprint.LEAST_IMAGES] in scans
 

@@ -1009,10 +1009,14 @@ def test_sequences_nested_a_thousand_deep_are_refused(tmp_path, ct_pixels):
     assert "nested hundreds of levels deep" in reason(tmp_path / "a")
 
 
-@pytest.mark.parametrize("keyword", [b"\x40\x00\x75\x02", b"\x00\x52\x30\x92"])
+FLOODED = [b"\x40\x00\x75\x02", b"\x00\x52\x30\x92", b"\x40\x00\x96\x90", b"\x28\x00\x10\x30"]
+
+
+@pytest.mark.parametrize("keyword", FLOODED)
 @pytest.mark.parametrize("defined", [True, False])
 def test_a_flood_of_empty_items_takes_no_memory(tmp_path, six, keyword, defined):
-    head, pixels = header_bytes(make(tmp_path / "a", six, "Enhanced MR", NumberOfFrames=6))
+    modality = "XA" if keyword[0] == 0x28 else "Enhanced MR"
+    head, pixels = header_bytes(make(tmp_path / "a", six, modality, NumberOfFrames=6))
     flood = b"\xfe\xff\x00\xe0\0\0\0\0" * 20_000
     length = len(flood).to_bytes(4, "little") if defined else b"\xff\xff\xff\xff"
     end = b"" if defined else b"\xfe\xff\xdd\xe0\0\0\0\0"

@@ -202,6 +202,17 @@ def test_a_broken_or_absurd_picture_is_refused(tmp_path, content, words):
     assert words in refusal(tmp_path / "a")
 
 
+def test_a_png_chunk_that_claims_gigabytes_takes_no_memory(tmp_path):
+    Pillow.new("L", (4, 3)).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[:-12] + b"\xff\xff\xff\xfftEXt" + data[-12:])
+    tracemalloc.start()
+    assert "cut or of another checksum" in refusal(tmp_path / "a.png")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
 def test_a_cut_jpeg_is_refused(tmp_path):
     Pillow.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)).save(tmp_path / "a.jpg")
     whole = (tmp_path / "a.jpg").read_bytes()
@@ -721,6 +732,8 @@ def test_a_metaimage_is_read_under_any_name_and_its_modality_believed(tmp_path, 
         ((b"ElementDataFile = LOCAL", b"ElementDataFile = LIST"), "one file beside it"),
         ((b"ElementDataFile = LOCAL", b"ElementDataFile = gone.raw"), "expected the voxel file that this header names"),
         ((b"NDims = 3", b"NDims = x"), "expected"),
+        ((b"ElementDataFile = LOCAL", b"ElementDataFile = " + b"x" * 300), "one file beside it"),
+        ((b"ElementDataFile = LOCAL", b"ElementDataFile = a\0b"), "one file beside it"),
     ],
 )
 def test_a_broken_metaimage_is_refused(tmp_path, change, words):

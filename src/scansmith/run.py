@@ -43,7 +43,7 @@ def run(
     Ctrl-C stops cleanly; the same command goes on where it stopped.
 
     Args:
-        scans: folder of DICOM, NIfTI, NRRD, MetaImage, PNG or JPEG scans.
+        scans: folder of DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG or TIFF scans; zip archives are looked into.
         out: folder for everything that comes out.
         minutes: the whole wall time.
         labels: "auto" takes sub-folders that look like classes, "none" takes none, otherwise the path of a CSV table.

@@ -307,10 +307,9 @@ def _raw(dataset: Any, keyword: str) -> str:
 
 def _text(dataset: Any, keyword: str) -> str:
     """An element's values as text; nothing for sequences and bytes."""
-    from pydicom.sequence import Sequence
+    from pydicom.datadict import dictionary_VR
 
-    value = dataset.get(keyword)
-    if isinstance(value, (bytes, Sequence)):
+    if keyword not in dataset or dictionary_VR(keyword) in ("SQ", "OB", "OW", "OB or OW", "OF", "OD", "OL", "OV", "UN"):
         return ""
     return "\\".join(str(part).strip() for part in several(dataset, keyword))
 

@@ -77,9 +77,9 @@ def frame_attributes(dataset: Any, count: int) -> list[dict[str, Any]]:
     """
     top = {keyword: dataset.get(keyword) for keyword in FRAME_KEYWORDS if keyword in dataset}
     shared = top | _attributes(dataset)
-    for item in _items(dataset, "SharedFunctionalGroupsSequence")[:1]:
+    for item in sequence_items(dataset, "SharedFunctionalGroupsSequence")[:1]:
         shared |= _attributes(item)
-    frames = _items(dataset, "PerFrameFunctionalGroupsSequence")
+    frames = sequence_items(dataset, "PerFrameFunctionalGroupsSequence")
     if frames and len(frames) != count:
         raise FormatError(
             f"expected {count} items in Per-frame Functional Groups Sequence (5200,9230), as Number of Frames (0028,0008) says, found {len(frames)}: the file is broken"
@@ -104,16 +104,16 @@ def _attributes(item: Any) -> dict[str, Any]:
     known = _known_groups()
     for tag in item.keys() & known.keys():
         sequence, elements = known[tag]
-        for group in _items(item, sequence)[:1]:
+        for group in sequence_items(item, sequence)[:1]:
             for element_tag in group.keys() & elements.keys():
                 value = _value(group.get_item(element_tag))
                 if value != []:
                     found[elements[element_tag]] = value
             if sequence == "MRDiffusionSequence":
-                for direction in _items(group, "DiffusionGradientDirectionSequence")[:1]:
+                for direction in sequence_items(group, "DiffusionGradientDirectionSequence")[:1]:
                     found["gradient"] = direction.get("DiffusionGradientOrientation")
             if sequence == "RealWorldValueMappingSequence":
-                for unit in _items(group, "MeasurementUnitsCodeSequence")[:1]:
+                for unit in sequence_items(group, "MeasurementUnitsCodeSequence")[:1]:
                     found["units"] = str(unit.get("CodeValue") or "")
     return found
 
@@ -152,11 +152,11 @@ def _vr(tag: int) -> str:
 
 def _dimensions(dataset: Any) -> list[int]:
     """Which of the Dimension Index Values (0020,9157) do not number the places of a stack; C.7.6.17."""
-    pointers = [item.get("DimensionIndexPointer") for item in _items(dataset, "DimensionIndexSequence")]
+    pointers = [item.get("DimensionIndexPointer") for item in sequence_items(dataset, "DimensionIndexSequence")]
     return [at for at, pointer in enumerate(pointers) if pointer is not None and int(pointer) not in PLACES]
 
 
-def _items(dataset: Any, keyword: str) -> list[Any]:
+def sequence_items(dataset: Any, keyword: str) -> list[Any]:
     """The items of a sequence, refusing one that claims more items than its bytes can hold (pydicom takes 1.5 kB each)."""
     if keyword not in dataset:
         return []

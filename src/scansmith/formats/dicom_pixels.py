@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..image import PROJECTION
 from .dicom_file import EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE, Header, pixel_stream
-from .dicom_frames import frame_reader
+from .dicom_frames import frame_reader, sequence_items
 from .source import FormatError, explain, narrowest, quiet, rescale, silent_stderr
 
 # Transfer syntaxes that SimpleITK (GDCM) decodes where pydicom's decoders may not: JPEG Baseline, Extended, Lossless, Lossless SV1.
@@ -318,27 +318,42 @@ def _check_codestream(single: Any, frame: bytes) -> None:
         raise FormatError(
             f"expected a stream of transfer syntax {syntax} ({syntax.name}) up to its end marker, found none: the file is truncated; copy it again from its source"
         )
+    bits = size.bits
+    if not 2 <= bits <= min(int(single.BitsAllocated), 32 if syntax not in GDCM_SYNTAXES else 16):
+        # GDCM crashes on a precision that JPEG does not have.
+        raise FormatError(
+            f"expected pixels of at most {single.BitsAllocated} bits (0028,0100), found {bits} bits in the compressed stream: the file is broken"
+        )
     expected = (int(single.Rows), int(single.Columns), int(single.get("SamplesPerPixel") or 1))
-    if size != expected:
+    if size[:3] != expected:
         raise FormatError(
             f"expected {expected[0]} rows and {expected[1]} columns (0028,0010 and 0011) of {expected[2]} samples (0028,0002), found {size[0]} and {size[1]} in the compressed stream, of {size[2]}: the file is broken"
         )
 
 
-def _codestream_size(frame: bytes) -> tuple[int, int, int] | None:
-    """(rows, columns, samples) that a JPEG, JPEG-LS or JPEG 2000 stream claims; None for others and broken ones."""
+class _Stream(NamedTuple):
+    rows: int
+    columns: int
+    samples: int
+    bits: int
+
+
+def _codestream_size(frame: bytes) -> _Stream | None:
+    """What a JPEG, JPEG-LS or JPEG 2000 stream claims; None for others and broken ones."""
     position = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
     if position >= 0:
         right, bottom, left, top = (
             int.from_bytes(frame[position + at : position + at + 4], "big") for at in (8, 12, 16, 20)
         )
-        return bottom - top, right - left, int.from_bytes(frame[position + 40 : position + 42], "big")
+        samples, depth = frame[position + 40 : position + 42], frame[position + 42 : position + 43]
+        bits = (int.from_bytes(depth, "big") & 127) + 1
+        return _Stream(bottom - top, right - left, int.from_bytes(samples, "big"), bits)
     position = 2 if frame.startswith(b"\xff\xd8") else len(frame)
     while position + 10 <= len(frame) and frame[position] == 0xFF:
         marker = frame[position + 1]
         if marker in (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), 0xF7):
             rows, columns = (int.from_bytes(frame[position + at : position + at + 2], "big") for at in (5, 7))
-            return rows, columns, frame[position + 9]
+            return _Stream(rows, columns, frame[position + 9], frame[position + 4])
         position += 1 if marker == 0xFF else 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
     return None
 
@@ -453,7 +468,11 @@ Window = tuple[float, float] | None
 
 def value_facts(dataset: Any) -> dict[str, Any]:
     """What `physical_values` needs of a header; what a frame's functional groups say may be laid over it."""
-    facts = {keyword: dataset.get(keyword) for keyword in (*VALUE_KEYWORDS, *PIXEL_KEYWORDS) if keyword in dataset}
+    facts = {
+        keyword: sequence_items(dataset, keyword) if keyword.endswith("Sequence") else dataset.get(keyword)
+        for keyword in (*VALUE_KEYWORDS, *PIXEL_KEYWORDS)
+        if keyword in dataset
+    }
     if facts.get("PhotometricInterpretation") == PALETTE:
         facts["palette"] = palette(dataset)
     return facts | {"syntax": str(dataset.file_meta.TransferSyntaxUID)}

@@ -47,8 +47,9 @@ def missing(file: Path, content: dict[str, Any]) -> int:
 
 
 def _parts(identifier: Any) -> list[str]:
-    """The components of a Referenced File ID (0004,1500); none when absent, or when it leaves the folder."""
+    """The components of a Referenced File ID (0004,1500); none when absent, or when it leaves the folder or is no name."""
     if not identifier:
         return []
     parts = [identifier] if isinstance(identifier, str) else [str(part) for part in identifier]
-    return [] if any(part in ("", ".", "..") or "/" in part or "\\" in part for part in parts) else parts
+    odd = any(part in ("", ".", "..") or len(part) > 64 or set(part) & {"/", "\\", "\0"} for part in parts)
+    return [] if odd or len(parts) > 16 else parts

@@ -92,12 +92,14 @@ def _require_checksums(stream: BinaryIO) -> None:
     Raises:
         FormatError: a checksum is wrong, or a chunk is cut.
     """
+    size = stream.seek(0, 2)
     stream.seek(len(PNG_SIGNATURE))
     kind = b""
     while kind != b"IEND":
         start = stream.read(8)
         length, kind = int.from_bytes(start[:4]), start[4:]
-        data, checksum = stream.read(length), stream.read(4)
+        # `read` takes memory for what it is asked for.
+        data, checksum = stream.read(min(length, size)), stream.read(4)
         if len(checksum) < 4 or zlib.crc32(data, zlib.crc32(kind)) != int.from_bytes(checksum):
             raise FormatError("expected a whole PNG, found a chunk that is cut or of another checksum: copy it again")
 

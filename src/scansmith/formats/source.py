@@ -105,15 +105,17 @@ def quiet() -> Iterator[list[str]]:
     """Inside, libraries' warnings and log lines are collected in the list and shown to nobody."""
     words: list[str] = []
     loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel.global", "PIL")]
-    levels = [logger.level for logger in loggers]
+    # Each change of a level empties the cache of every logger, which costs more than a small picture: inside an outer
+    # `quiet` nothing is left to change.
+    loud = [(logger, logger.level) for logger in loggers if logger.level <= logging.CRITICAL]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for logger in loggers:
+        for logger, _ in loud:
             logger.setLevel(logging.CRITICAL + 1)
         try:
             yield words
         finally:
-            for logger, level in zip(loggers, levels):
+            for logger, level in loud:
                 logger.setLevel(level)
             words.extend(dict.fromkeys(str(warning.message) for warning in caught))
 

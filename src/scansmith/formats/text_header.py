@@ -161,7 +161,7 @@ def _voxels(layout: Layout, holder: Path, claimed: int) -> np.ndarray:
     if layout.encoding == "text":
         with open(holder, "rb") as stream:
             stream.seek(start)
-            text = stream.read()
+            text = stream.read(64 * (1 + math.prod(layout.sizes)))
         values = np.array(text.split(), layout.dtype.newbyteorder("="))
         if values.size != math.prod(layout.sizes):
             raise FormatError(f"expected {math.prod(layout.sizes)} numbers as the header claims, found {values.size}")
@@ -366,7 +366,15 @@ def _beside(name: str) -> str | None:
     """
     if name.upper() == "LOCAL":
         return None
-    if name.upper().startswith("LIST") or "%" in name or "/" in name or "\\" in name or name in ("", ".", ".."):
+    if (
+        name.upper().startswith("LIST")
+        or "%" in name
+        or "/" in name
+        or "\\" in name
+        or name in ("", ".", "..")
+        or len(name.encode()) > 255
+        or "\0" in name
+    ):
         raise FormatError(
             "expected voxels in this file or in one file beside it, found a list or another folder in its header: save it as one file"
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..image import Image
-from .source import FormatError, Source, check_size, narrowest, require_finite
+from .source import FormatError, Source, check_size, narrowest, require_finite, silent_stderr
 
 if TYPE_CHECKING:
     from PIL.TiffImagePlugin import TiffImageFile
@@ -71,7 +71,8 @@ def read(source: Source) -> Image:
         planes = []
         for number in pages:
             picture.seek(number)
-            planes.append(_plane(picture, page))
+            with silent_stderr():  # libtiff prints
+                planes.append(_plane(picture, page))
     array = np.stack(planes, axis=-1)
     require_finite(array)
     if page.kind == UNSIGNED and page.bits == 32:

@@ -54,8 +54,8 @@ def prepare(
         ValueError: there are too few usable scans, or an argument does not fit them.
         OSError: the dataset cannot be written.
     """
-    from .scans import Request
     from .overrides import choices_of
+    from .scans import Request
     from .write import prepare as implementation
 
     request = Request(str(labels), pairs, str(masks), modality, max_side, seed, choices_of(plan))
@@ -92,8 +92,8 @@ def plan(
     """
     import tempfile
 
-    from .scans import Request
     from .overrides import choices_of
+    from .scans import Request
     from .write import Places, look_around
 
     request = Request(str(labels), pairs, str(masks), modality, max_side, seed, choices_of(plan))

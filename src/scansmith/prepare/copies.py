@@ -15,12 +15,18 @@ from .split import join
 FARTHEST = 8
 # Of each picture so many of the nearest hashes are looked at.
 MOST_CANDIDATES = 16
-# Above it a million million of pairs is too much work: only equal hashes are looked at.
+# Above it there are too many pairs (100,000 pictures take 15 s on one core, four times that for twice as many): only
+# equal hashes are looked at.
 MOST_COMPARED = 200_000
 # Pixels a side of what is compared.
 SIDE = 48
 # Standard deviations in pixels of the two Gaussians whose difference is compared.
 FINE, COARSE = 0.7, 2.5
+# Measured on 64-pixel hands, CT and MR, 28-pixel chest X-rays and larger brains and CT. Planted copies reach it: JPEG of
+# quality 50 to 90, resizing by 0.9, brightness, contrast, gamma, 32 grey levels, noise of 3 and mirroring in 99 to 100 %;
+# noise of 8 grey levels in 57 to 100 %, a crop by one pixel in 96 % of larger pictures and a third to nine tenths at 64,
+# by two pixels at 64 or one at 28 hardly ever. Of 5,030 X-rays, 1,000 hands and 150 brains one pair reaches it that is not the same
+# picture; slices of one CT or MR scan under different names do, and belong together.
 SAME = 0.92
 # What all pictures share is learned from so many of them.
 MOST_FOR_MEAN = 1000
@@ -100,7 +106,7 @@ def near_copies(
     details = np.stack([_pack(detail(image(int(row)))) for row in rows])
     drawn = np.unique(np.linspace(0, len(hashes) - 1, MOST_FOR_MEAN).astype(int))
     # Of few pictures the mean would be the copies themselves.
-    common = sum(detail(image(int(row))) for row in drawn) / (len(drawn) + 20.0)
+    common = np.sum([detail(image(int(row))) for row in drawn], axis=0) / (len(drawn) + 20.0)
     value = _correlation(details, place.reshape(-1, 2), common)
     return sorted((int(i), int(j), float(r)) for (i, j), r in zip(pairs[value >= SAME], value[value >= SAME]))
 

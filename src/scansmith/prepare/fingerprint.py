@@ -28,6 +28,7 @@ from .scans import (
     segments_of,
     split_level,
     target_kind,
+    with_structures,
 )
 from .slices import SAME_SPACING, cut, is_mask, why_empty
 
@@ -65,6 +66,7 @@ class Plan:
         labels: class names, sorted; empty without labels.
         segments: names of DICOM segments in the order of their numbers from 1; private, users write them.
         skip_masks: label maps lie among the scans and are left out.
+        fractions: split -> share of the patients, where the user decided; splits: the user's table of splits.
         reasons: every choice in words.
         left_aside: what else the folder holds: modality, channels, dimensions, scans, images.
     """
@@ -97,6 +99,8 @@ class Plan:
     labels: tuple[str, ...]
     segments: tuple[str, ...]
     skip_masks: bool
+    fractions: tuple[tuple[str, float], ...] | None
+    splits: str | None
     reasons: tuple[str, ...]
     left_aside: tuple[dict[str, str | int], ...]
 
@@ -223,6 +227,7 @@ def survey(
         )
         for place, (number, patient, label) in enumerate(zip(sources, own_patients, classes))
     ]
+    listed = with_structures(listed)
     reasons += [words, label_words, *pair_words, *mask_words]
     base = {
         "modality": kind,
@@ -237,6 +242,8 @@ def survey(
         "split_level": level,
         "labels": tuple(sorted({name for name in classes if name is not None})),
         "segments": segments_of(listed),
+        "fractions": request.choices.fractions,
+        "splits": request.choices.splits,
         "left_aside": tuple(aside),
     }
     if kept is not None:
@@ -267,7 +274,9 @@ def _chosen(
     crop, crop_words = _crop(looks, kind, dimensions, wished)
     grid, spacing, grid_words = choose_grid(looks, request.max_side, stored, crop, wished)
     # A pair is looked at by its target.
-    own = _dtype_of([scan.source for scan in scans]) if scans[0].target else common_dtype([look.dtype for look in looks])
+    own = (
+        _dtype_of([scan.source for scan in scans]) if scans[0].target else common_dtype([look.dtype for look in looks])
+    )
     dtype = np.dtype(wished.dtype or own)
     landmarks, pinned, match_words = _standard_scale(looks, scans, kind, wished)
     bias_field = bool(wished.bias_field)

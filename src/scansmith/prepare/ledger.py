@@ -141,6 +141,13 @@ class Journal:
             if generation not in keep or (generation == self.generation and part >= self.parts):
                 path.unlink()
 
+    @staticmethod
+    def forget(folder: Path, keep: int) -> None:
+        """Take away what is known of all generations but one."""
+        for path in folder.glob("journal-*.json"):
+            if not path.name.startswith(f"journal-{keep:04d}-"):
+                path.unlink()
+
     def _path(self, part: int) -> Path:
         return self.folder / f"journal-{self.generation:04d}-{part:05d}.json"
 

@@ -103,6 +103,8 @@ def _of_plan(plan: Plan) -> Choices:
         match_histogram=plan.landmarks is not None,
         dtype=plan.dtype,
         skip_masks=plan.skip_masks,
+        fractions=plan.fractions,
+        splits=plan.splits,
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..formats import Skipped, Source
@@ -56,6 +57,7 @@ class Scan:
         masks: label maps of it.
         patient: what names its patient; private.
         label: its class or None.
+        structures: for each mask the names of what it marks, where they have names.
         measured: whether the pair's misregistration is estimated, which takes a quarter of a second a picture.
     """
 
@@ -66,6 +68,7 @@ class Scan:
     patient: str
     label: str | None
     measured: bool = True
+    structures: tuple[tuple[str, ...], ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -117,10 +120,24 @@ def layers_in(scans: Sequence[Scan]) -> tuple[str, ...]:
     return tuple(layers)
 
 
-def structures(scan: Scan) -> list[tuple[str, ...]]:
-    """For each mask of a scan the names of what it marks: DICOM segments, or the file's name where a scan has several files."""
-    files = [mask for mask in scan.masks if not mask.segments]
-    return [mask.segments or ((stem(mask.files[0].name),) if len(files) > 1 else ()) for mask in scan.masks]
+def with_structures(scans: list[Scan]) -> list[Scan]:
+    """The scans with the names of what their masks mark.
+
+    DICOM masks name their segments. Where a scan of the data set has several mask files, each file of every scan is one
+    structure, named by what its file name has beyond the scan's: "liver" of segmentations/liver.nii.gz, "desc-lesion_mask"
+    of sub-01_desc-lesion_mask.nii.gz beside sub-01_T1w.nii.gz.
+    """
+    several = any(sum(not mask.segments for mask in scan.masks) > 1 for scan in scans)
+
+    def named(scan: Scan, mask: Source) -> tuple[str, ...]:
+        return mask.segments or ((_beyond(mask, scan.source),) if several else ())
+
+    return [replace(scan, structures=tuple(named(scan, mask) for mask in scan.masks)) for scan in scans]
+
+
+def _beyond(mask: Source, image: Source) -> str:
+    own, other = (re.split(r"[_. ]+", stem(source.files[0].name)) for source in (mask, image))
+    return "_".join(part for part in own if part not in other) or "mask"
 
 
 def segments_of(scans: Sequence[Scan]) -> tuple[str, ...]:
@@ -129,7 +146,7 @@ def segments_of(scans: Sequence[Scan]) -> tuple[str, ...]:
     Raises:
         ValueError: more than 255 different ones.
     """
-    names = sorted({name for scan in scans for own in structures(scan) for name in own})
+    names = sorted({name for scan in scans for own in scan.structures for name in own})
     if len(names) > 255:
         raise ValueError(
             f"expected at most 255 different segment names in the masks, found {len(names)}: prepare with --masks none, or with fewer"

@@ -11,12 +11,13 @@ import numpy as np
 
 from .. import formats, intensity, preprocess
 from ..formats import FormatError, Skipped, Source
+from ..formats.source import quiet
 from ..image import PICTURES, Image
 from ..intensity import IntensityMap
 from ..runtime import cpu_count, derive_seed, ordered_map
 from . import align, copies, masks, registration, text
 from .fingerprint import Plan, common_dtype, stores_grey_levels
-from .scans import Scan, structures
+from .scans import Scan
 from .slices import Placement, Slices, cut, is_mask, why_empty
 from .volumes import place_volume, stand
 
@@ -27,6 +28,8 @@ PICTURES_PER_TASK = 16
 MOST_VOXELS = 2**20
 # Around a CT slice that is smaller than the grid, HU.
 AIR = -1024
+# CT rows are compared with each other up to this value, HU.
+TISSUE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +155,7 @@ def _mask_of(scan: Scan, plan: Plan, image: Image) -> tuple[Image | None, list[S
     """The masks of a scan as one label map on its grid; a voxel of several masks keeps the first."""
     result: np.ndarray | None = None
     broken: list[Skipped] = []
-    for source, names in zip(scan.masks, structures(scan)):
+    for source, names in zip(scan.masks, scan.structures):
         try:
             own = _label_map(source, names, image, plan)
         except (ValueError, OSError) as error:
@@ -171,8 +174,13 @@ def _label_map(source: Source, names: tuple[str, ...], image: Image, plan: Plan)
             table[value] = plan.segment_number(name)
         return table[read.array]
     own = masks.label_map(formats.read(source), image)
-    # One of several files of one scan: a file a structure.
-    return np.where(own > 0, plan.segment_number(names[0]), 0).astype(np.uint8) if names else own
+    if not names:
+        return own
+    if own.max() > 1:
+        raise ValueError(
+            f"expected one structure in each file where scans have several mask files, found values up to {own.max()}: name the files with --masks IMAGES:MASKS"
+        )
+    return np.where(own > 0, plan.segment_number(names[0]), 0).astype(np.uint8)
 
 
 # ------------------------------------------------------------------------------------------------ rows
@@ -302,7 +310,7 @@ def _slices(
 def _volume(run: Loaded, plan: Plan, fills: dict[str, float]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """One 3-D row of every layer, and where it lies."""
     assert plan.depth is not None
-    upright = {name: stand(image) for name, image in _layers(run).items()}
+    upright = {name: stand(image, "nearest" if name == "masks" else "linear") for name, image in _layers(run).items()}
     shown = upright["images"]
     depth, *_, height, width = shown.array.shape
     box = (0, 0, 0, depth, height, width)
@@ -344,7 +352,7 @@ def _text(slices: Slices, source: Source, plan: Plan) -> str | None:
 def _print(image: np.ndarray, window: IntensityMap | None) -> int:
     """Perceptual hash of one row; a volume by its middle slice."""
     flat = image[:, image.shape[1] // 2] if image.ndim == 4 else image
-    return int(copies.fingerprint(flat, *((AIR, 1000.0) if window is None else (window.low, window.high))))
+    return int(copies.fingerprint(flat, *((AIR, TISSUE) if window is None else (window.low, window.high))))
 
 
 def _exact(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -369,7 +377,8 @@ Task = tuple[list[Scan], Plan, int, list[int]]
 
 def _work(task: Task) -> list[Stored | list[Skipped]]:
     scans, plan, draws, seeds = task
-    return [store(scan, plan, draws, seed) for scan, seed in zip(scans, seeds)]
+    with quiet():
+        return [store(scan, plan, draws, seed) for scan, seed in zip(scans, seeds)]
 
 
 def store_all(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def describe(
     found: Survey,
     ledger: Ledger,
     names: Pseudonyms,
+    called: Callable[[Path], str],
     columns: dict[str, np.ndarray],
     splits: dict[int, str],
     windows: Windows,
@@ -57,6 +59,7 @@ def describe(
         found: the survey, with the plan as it was carried out.
         ledger: what was stored.
         names: pseudonyms.
+        called: file -> its name below the folder of scans.
         columns: the manifest.
         splits: scan -> split.
         windows: scan -> intensity maps.
@@ -67,7 +70,7 @@ def describe(
     """
     plan = found.plan
     labels = sorted(set(columns["label"].tolist()) - {""})
-    skipped = _skipped(found, ledger, names)
+    skipped = _skipped(found, ledger, names, called)
     shared = next((windows[scan][0] for scan, record in ledger.records.items() if record.windows[0] is None), None)
     made = {name: value for name, value in choices.made().items() if name != "splits"}
     return {
@@ -305,21 +308,21 @@ def _altered(ledger: Ledger) -> Counter[str]:
     return Counter(scrub(note, []) for record in ledger.records.values() for note in record.notes)
 
 
-def _skipped(found: Survey, ledger: Ledger, names: Pseudonyms) -> list[dict[str, str]]:
+def _skipped(found: Survey, ledger: Ledger, names: Pseudonyms, called: Callable[[Path], str]) -> list[dict[str, str]]:
     known = [
-        {"case": names.case(str(entry.file)), "reason": scrub(entry.reason, _file_words(entry.file))}
+        {"case": names.case(called(entry.file)), "reason": scrub(entry.reason, _file_words(entry.file))}
         for entry in found.skipped
     ]
     for scan, entry in ledger.skipped:
         words = _scan_words(found.scans[scan])
-        known.append({"case": names.case(str(entry.file)), "reason": scrub(entry.reason, words)})
+        known.append({"case": names.case(called(entry.file)), "reason": scrub(entry.reason, words)})
     return known
 
 
 def scrub(reason: str, private: list[str]) -> str:
     """A reason without words of the file: quoted text, remarks in brackets other than DICOM tags, and `private` go."""
     for word in sorted(private, key=len, reverse=True):
-        reason = reason.replace(word, "...")
+        reason = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "...", reason)
     reason = re.sub(r"'[^']*'|\"[^\"]*\"", "...", reason)
     return re.sub(r"\s*\((?![0-9A-Fa-f]{4},\s?[0-9A-Fa-f]{4}\))[^()]*\)", "", reason)
 

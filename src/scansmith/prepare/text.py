@@ -64,6 +64,11 @@ def burned_in(picture: np.ndarray) -> Text:
     ground and ink, as it does around vessels, ribs and convolutions. Single letters, such as side markers, slanted or
     vertical lines and text over strong texture are not found.
 
+    Measured: of 281 lines of 9 to 36 pixels written into CT, MR, X-ray and retina pictures in four typefaces, white,
+    grey or black, 90 % are found, 97 % of those on plain ground and 38 % of those over texture; all 15 real pictures
+    with text are; of 555 real scans without text (brain, head, chest, retina), on which the limits were chosen, and of 216
+    slices of volumes, on which they were not, none is taken for text.
+
     Args:
         picture: (H, W), any dtype, finite; below 96 pixels a side nothing is found.
     """
@@ -98,7 +103,8 @@ def words(count: int, examples: Sequence[str] = ()) -> str:
     if not count:
         return "burned-in text: none found (classical detection: single letters and small or slanted text escape it)"
     which = f" (for example {', '.join(examples)})" if examples else ""
-    return f"burned-in text: {count} image{'s'[: count > 1]} seem to hold written letters{which}: look at them before you share anything, a name may stand there"
+    subject = "1 image seems" if count == 1 else f"{count} images seem"
+    return f"burned-in text: {subject} to hold written letters{which}: look at them before you share anything, a name may stand there"
 
 
 # ------------------------------------------------------------------------------------------------ values
@@ -213,8 +219,5 @@ def _chains(pieces: _Pieces) -> list[np.ndarray]:
 def _overlap(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> bool:
     top, left, height, width = box
     return (
-        top < other[0] + other[2]
-        and other[0] < top + height
-        and left < other[1] + other[3]
-        and other[1] < left + width
+        top < other[0] + other[2] and other[0] < top + height and left < other[1] + other[3] and other[1] < left + width
     )

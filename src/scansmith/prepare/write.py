@@ -27,7 +27,7 @@ from .fingerprint import LEAST_IMAGES, Plan, Survey, as_float, survey
 from .ledger import Journal, Ledger, Pseudonyms, result_of
 from .page import write_page
 from .scans import Request, Scan, images_in
-from .store import Stored, store_all, worker_count
+from .store import AIR, TISSUE, Stored, store_all, worker_count
 from .summary import describe, report
 
 # Voxels that all scans' records keep together, for windows and histograms.
@@ -66,6 +66,10 @@ class Places:
             beside.with_name(f"{beside.name}.private.cache"),
             beside.with_name(f"{beside.name}.private.cache") / "unpacked",
         )
+
+    def name_of(self, file: Path) -> str:
+        """Posix path below the folder of scans, also of what lies in an archive."""
+        return formats.name_of(file, self.scans, self.unpacked)
 
 
 def prepare(
@@ -120,8 +124,7 @@ def look_around(
     if earlier is not None:
         _private_folder(places.cache)
         index.save(places.cache / "index.jsonl")
-    base = places.scans if places.scans.is_dir() else places.scans.parent
-    names = {source.files[0]: formats.name_of(source.files[0], base, places.unpacked) for source in found[0]}
+    names = {source.files[0]: places.name_of(source.files[0]) for source in found[0]}
     kept = _kept_choices(places.root, request, earlier)
     return survey(found, places.scans, names, request, kept, quiet)
 
@@ -150,12 +153,13 @@ def _carry_out(
     plan, ledger, writer = _store(places, found, workers, generation, request)
     found = replace(found, plan=plan)
     _require_enough(ledger, places, writer)
-    known = set(prepared.Dataset.open(places.root).columns["sha256"]) if _generation(places.root) else set()
+    known = _known_rows(places.root)
     near = _near_copies(places.root, found, ledger, generation)
     splits, left_out = split_scans(found, ledger, near, known, earlier, request)
     windows, words = _windows(plan, ledger, splits)
     columns = _columns(found, ledger, names, splits, windows, left_out)
-    info = describe(found, ledger, names, columns, splits, windows, words, near, left_out, request.choices)
+    called = places.name_of
+    info = describe(found, ledger, names, called, columns, splits, windows, words, near, left_out, request.choices)
     result = report(found, ledger, places.root, info, near)
     private = {
         "key": earlier["key"],
@@ -168,12 +172,17 @@ def _carry_out(
         "cases": {
             names.case(scan.name): {"files": [str(file.absolute()) for file in scan.files], "patient": scan.patient}
             for scan in found.scans
+        }
+        | {
+            names.case(called(entry.file)): {"files": [str(entry.file.absolute())], "skipped": entry.reason}
+            for entry in (*found.skipped, *(entry for _, entry in ledger.skipped))
         },
     }
     _write_private(places.private, private)
     (places.root / "report.html").unlink(missing_ok=True)  # of an earlier generation; made again if this run dies here
     opened = writer.finish(info, columns)
     write_page(places.root, opened)
+    Journal.forget(places.cache, keep=generation)
     return result
 
 
@@ -366,16 +375,25 @@ def _held(found: Survey, owner: list[str], ledger: Ledger, earlier: dict[str, An
     return held
 
 
+def _known_rows(root: Path) -> set[str]:
+    """Hashes of the rows that the dataset had before; one that was left out may come back."""
+    if _generation(root) is None:
+        return set()
+    columns = prepared.Dataset.open(root).columns
+    return set(columns["sha256"][columns["split"] != ""].tolist())
+
+
 def _near_copies(root: Path, found: Survey, ledger: Ledger, generation: int) -> list[tuple[int, int, float]]:
     """Pairs of rows of different patients that show the same image, altered; and their correlation."""
     number: dict[str, int] = {}
     owners = np.array([number.setdefault(found.scans[scan].patient, len(number)) for scan in ledger.scans], np.int64)
     prints = np.array([one for record in ledger.records.values() for one in record.prints], np.uint64)
     rows = Rows(root, "images", generation)
+    shown = {scan: record.windows[0] or (AIR, TISSUE, "HU") for scan, record in ledger.records.items()}
 
     def image(row: int) -> np.ndarray:
-        array = rows[row]
-        return array[:, array.shape[1] // 2] if array.ndim == 4 else array
+        low, high, _ = shown[ledger.scans[row]]
+        return np.clip(rows[row], low, high)
 
     return copies.near_copies(prints, owners, image)
 
