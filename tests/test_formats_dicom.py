@@ -1130,6 +1130,17 @@ def test_a_truncated_file_is_skipped_and_a_truncated_stream_refused(tmp_path, ct
         formats.read(source)
 
 
+def test_a_precision_that_jpeg_does_not_have_is_refused_before_its_decoder_crashes(shared_data, tmp_path):
+    whole = bytearray((shared_data / "dicom_varied" / "pydicom_data" / "JPEG-LL.dcm").read_bytes())
+    at = whole.index(b"\xff\xd8\xff\xc3")
+    assert whole[at + 6] == 16
+    whole[at + 6] = 96
+    (tmp_path / "a").write_bytes(whole)
+    (source,), _ = formats.discover(tmp_path / "a")
+    with pytest.raises(FormatError, match="found 96 bits in the compressed stream"):
+        formats.read(source)
+
+
 def test_a_jpeg_ls_stream_without_its_end_is_refused_before_its_decoder_hangs(tmp_path, ct_pixels):
     path = make(tmp_path / "a", ct_pixels, syntax=JPEGLSLossless)
     dataset = pydicom.dcmread(path)

@@ -25,6 +25,7 @@ from .scans import (
     nothing,
     paired,
     patient_keys,
+    scan_name,
     segments_of,
     split_level,
     target_kind,
@@ -217,7 +218,7 @@ def survey(
     classes, label_words = label_sources.find(request.labels, scans, used, own_patients, own_names)
     listed = [
         Scan(
-            called[number],
+            scan_name(called[number], every[number]),
             every[number],
             every[target_of[number]] if number in target_of else None,
             tuple(every[mask] for mask in masks_of.get(number, [])),

@@ -51,7 +51,8 @@ class Scan:
     """One scan as the dataset takes it.
 
     Attributes:
-        name: posix path of its first file below the folder of scans; private.
+        name: posix path of its first file below the folder of scans, with "#" and the first frame of a multi-frame file;
+            private.
         source: the scan.
         target: the scan it is paired with, or None.
         masks: label maps of it.
@@ -118,6 +119,11 @@ def layers_in(scans: Sequence[Scan]) -> tuple[str, ...]:
     if any(scan.target for scan in scans):
         layers.append("targets")
     return tuple(layers)
+
+
+def scan_name(file: str, source: Source) -> str:
+    """What a scan is called: its first file, and the frame, since the stacks of a multi-frame file share it."""
+    return f"{file}#{source.frames[0]}" if source.frames else file
 
 
 def with_structures(scans: list[Scan]) -> list[Scan]:
