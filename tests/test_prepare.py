@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -23,7 +24,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 from scansmith.dataset import SPLITS, Dataset
 from scansmith.formats import Source
 from scansmith.image import Image
-from scansmith.prepare import fingerprint, labels, plan, prepare, split, write
+from scansmith.prepare import fingerprint, labels, manifest, plan, prepare, split, stream
 from scansmith.prepare import scans as used
 from scansmith.prepare.ledger import Ledger
 from scansmith.prepare.slices import Placement, cut, is_mask, why_empty
@@ -104,7 +105,7 @@ def ct_scans(tmp_path_factory):
 def record(**facts):
     """What is known of one scan's rows."""
     base = {"slices": [0], "affines": np.full((1, 4, 4), np.nan), "spacing": (np.nan,) * 3, "crop": np.zeros((1, 6)),
-            "windows": (None, None), "values": np.zeros(1, np.float32), "hashes": ["0"], "prints": [0], "masked": [False], "empty": {}}  # fmt: skip
+            "windows": (None, None), "values": np.zeros(1, np.float32), "target_values": np.zeros(0, np.float32), "hashes": ["0"], "prints": [0], "masked": [False], "empty": {}}  # fmt: skip
     return Record(**(base | facts))
 
 
@@ -152,7 +153,7 @@ def test_no_patient_and_no_copy_of_an_image_crosses_a_split(scans, seed):
     for scan, (_, image, _) in enumerate(scans):
         ledger.note(scan, Stored({"images": np.zeros((1, 1, 1, 1))}, record(hashes=[str(image)])))
     found = fingerprint.Survey(None, [scan_of(str(patient), label) for patient, _, label in scans], [], {})
-    splits, left_out = write.split_scans(found, ledger, [], set(), {}, used.Request(seed=seed))
+    splits, left_out, _ = manifest.split_scans(found, ledger, [], {}, {}, used.Request(seed=seed))
     for key in (0, 1):  # patient, image
         seen: dict[int, set[str]] = {}
         for scan, facts in enumerate(scans):
@@ -378,9 +379,9 @@ def test_hounsfield_units_go_through_exactly(ct_scans, tmp_path):
 
 
 def test_the_ct_window_never_sees_the_holdout():
-    plan = type("NoWish", (), {"window": None, "kept_window": None})
+    plan = type("NoWish", (), {"window": None, "kept_windows": (None, None)})
     ledger = Ledger(records={0: record(values=np.full(100, 40.0)), 1: record(values=np.full(100, 3000.0))})
-    windows, _ = write._windows(plan, ledger, {0: "train", 1: "holdout"})
+    windows, _ = manifest.windows_of(plan, ledger, {0: "train", 1: "holdout"})
     assert windows[0] == windows[1]
     assert windows[0][0].high == 500
 
@@ -398,7 +399,7 @@ def test_a_volume_has_one_window_for_all_its_slices_and_8_bit_pictures_keep_thei
 
 
 def test_a_scan_that_the_chosen_dtype_cannot_hold_widens_the_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(fingerprint, "MOST_LOOKS", 2)
+    monkeypatch.setattr(fingerprint, "MOST_VOLUMES", 2)
     for i in range(4):
         values = noise(i, shape=(10, 12, 6), high=1000, dtype=np.int16)
         nifti(tmp_path / "scans" / f"{i}.nii", values if i != 2 else values.astype(np.float32) + 0.5)
@@ -587,7 +588,202 @@ def test_a_scan_whose_sampled_voxels_are_all_equal_is_skipped_and_the_rest_goes_
     assert Path(entry["file"]).name == "dot.png" and "one constant value" in entry["reason"]
 
 
+# ------------------------------------------------------------------------------------------------ masks and pairs
+
+
+def square(shape, where, value=1):
+    mask = np.zeros(shape, np.uint8)
+    mask[3:8, 3:9, where] = value
+    return mask
+
+
+def test_masks_have_the_place_of_their_images_on_every_grid(tmp_path):
+    for i in range(9):
+        image = noise(i, shape=(20, 16, 6), high=500, dtype=np.int16)
+        mask = (image > 400).astype(np.uint8) * (1 + i % 2)
+        affine = np.diag([-1.0, 1.0, 3.0, 1.0]) if i % 2 else np.diag([1.0, -1.0, -3.0, 1.0])
+        nifti(tmp_path / "s" / "images" / f"{i}.nii", image, affine)
+        nifti(tmp_path / "s" / "labels" / f"{i}.nii", mask, affine)
+    for plan_text in ("{}", '{"dimensions": 3}', '{"height": 30, "width": 12}'):
+        prepare(tmp_path / "s", tmp_path / "d", modality="MR", plan=plan_text)
+        opened = Dataset.open(tmp_path / "d")
+        for row in range(len(opened)):
+            image, mask = opened.image(row)[0], opened.mask(row)
+            inside = image > 400
+            np.testing.assert_array_equal(mask > 0, inside)
+            assert set(np.unique(mask)) <= ({0, 1} if 1 in mask else {0, 2})
+
+
+def test_a_mask_that_marks_nothing_is_a_mask(tmp_path):
+    for i in range(5):
+        nifti(tmp_path / "s" / "images" / f"{i}.nii", noise(i, shape=(12, 12, 4), high=500, dtype=np.int16))
+        nifti(tmp_path / "s" / "labels" / f"{i}.nii", square((12, 12, 4), slice(0 if i else 4, 4)))
+    prepare(tmp_path / "s", tmp_path / "d", masks="images/*.nii:labels/*.nii")
+    opened = Dataset.open(tmp_path / "d")
+    assert opened.columns["masked"].all()
+    assert sum(not opened.mask(row).any() for row in range(len(opened))) == 4
+
+
+def test_an_image_with_a_mask_is_no_copy_of_the_same_image_without(tmp_path):
+    for i in range(5):
+        nifti(tmp_path / "s" / "images" / f"{i}.nii", noise(i, shape=(12, 12, 4), high=500, dtype=np.int16))
+        nifti(tmp_path / "s" / "labels" / f"{i}.nii", square((12, 12, 4), slice(4)))
+    shutil.copy(tmp_path / "s" / "images" / "3.nii", tmp_path / "s" / "images" / "0_raw.nii")
+    prepare(tmp_path / "s", tmp_path / "d", masks="images/*.nii:labels/*.nii")
+    assert Dataset.open(tmp_path / "d").columns["masked"].sum() == 20
+
+
+@pytest.mark.parametrize("lesion", [slice(1, 3), slice(6, 9)])
+def test_a_mask_survives_a_broken_slice_and_a_volume_does_not(tmp_path, lesion):
+    for p in range(4):
+        for k in range(10):
+            pixels = noise(p, k, shape=(12, 12), low=-1024, high=900, dtype=np.int32)
+            dicom(tmp_path / "s" / "images" / f"p{p}" / f"{k}.dcm", pixels, f"P{p}", position=2.0 * k)
+        nifti(tmp_path / "s" / "masks" / f"p{p}.nii", square((12, 12, 10), lesion), np.diag([-0.5, -0.5, 2.0, 1.0]))
+    dicom(tmp_path / "s" / "images" / "p0" / "4.dcm", noise(0, shape=(12, 12), dtype=np.int32), "P0", position=8.0, RescaleSlope=0)
+    result = prepare(tmp_path / "s", tmp_path / "d", masks="images/*:masks/*.nii")
+    opened = Dataset.open(tmp_path / "d")
+    assert len(result["skipped"]) == 1 and len(opened) == 39
+    assert opened.columns["masked"].all()
+    assert sum(bool(opened.mask(row).any()) for row in range(39)) == 4 * (lesion.stop - lesion.start)
+
+
+def test_a_series_with_a_broken_slice_is_no_volume(tmp_path):
+    scans = ct_patients(tmp_path / "s", patients=9, slices=10)
+    dicom(scans / "p0" / "3.dcm", noise(0, dtype=np.int32), "P0", position=6.0, RescaleSlope=0)
+    result = prepare(scans, tmp_path / "d", plan='{"dimensions": 3}')
+    assert result["images"] == 8 and Dataset.open(tmp_path / "d").shape == (1, 10, 12, 10)
+    assert any("expected a whole series for a volume" in entry["reason"] for entry in result["skipped"])
+
+
+def paired_scans(folder, count=9, top=300):
+    """MR and CT of each patient on one grid, in DICOM; CT of patient p reaches top + 300 p HU."""
+    for p in range(count):
+        for k in range(4):
+            mr = noise("mr", p, k, shape=(16, 16), high=800, dtype=np.int32)
+            ct = noise("ct", p, k, shape=(16, 16), low=-1000, high=top + 300 * p, dtype=np.int32)
+            dicom(folder / f"p{p}" / "mr" / f"{k}.dcm", mr, f"P{p}", "MR", "mr", 2.0 * k)
+            dicom(folder / f"p{p}" / "ct" / f"{k}.dcm", ct, f"P{p}", "CT", "ct", 2.0 * k)
+    return folder
+
+
+def test_pairs_lie_on_one_grid_and_a_ct_target_has_one_window_from_training_patients(tmp_path):
+    scans = paired_scans(tmp_path / "s")
+    result = prepare(scans, tmp_path / "d", pairs="MR:CT")
+    opened = Dataset.open(tmp_path / "d")
+    assert (result["modality"], opened.info["target"]["modality"], opened.info["target"]["units"]) == ("MR", "CT", "HU")
+    windows = set(zip(opened.columns["target_low"].tolist(), opened.columns["target_high"].tolist()))
+    assert len(windows) == 1
+    files = json.loads((tmp_path / "d.private.json").read_text())["cases"]
+    for row in range(len(opened)):
+        source = Path(files[opened.columns["case"][row]]["files"][opened.columns["slice"][row]])
+        target = source.parent.parent / "ct" / source.name
+        hu = pydicom.dcmread(target).pixel_array.astype(int) - 1024
+        np.testing.assert_array_equal(opened.target(row)[0], hu)
+        np.testing.assert_array_equal(opened.image(row)[0], pydicom.dcmread(source).pixel_array)
+    assert any(line.startswith("intensity of the pairs: CT") for line in result["plan"])
+
+
+def test_neighbours_of_a_slice_stay_in_its_scan(tmp_path):
+    prepare(ct_patients(tmp_path / "s", patients=4, slices=6), tmp_path / "d", plan='{"neighbours": 1}')
+    opened = Dataset.open(tmp_path / "d")
+    assert opened.info["neighbours"] == 1
+    cases, slices = opened.columns["case"], opened.columns["slice"]
+    for row in range(len(opened)):
+        around = opened.neighbours(row)
+        assert len(around) == 3 and around[1] == row
+        assert set(cases[around]) == {cases[row]}
+        np.testing.assert_array_equal(slices[around], np.clip(slices[row] + [-1, 0, 1], 0, 5))
+
+
+# ------------------------------------------------------------------------------------------------ choices of the user
+
+
+@pytest.mark.parametrize(
+    "wished, words",
+    [
+        ('{"hight": 3}', "expected choices of dimensions.* got 'hight'"),
+        ("[1]", "expected a JSON file or JSON text"),
+        ("{1}", "expected JSON in the plan"),
+        ("nowhere.json", "found no file nowhere.json"),
+        ('{"height": 2}', "a whole number from 8 to 8192 as height"),
+        ('{"spacing": [NaN, 1]}', "numbers as spacing"),
+        ('{"fractions": [1, 2]}', "shares of train"),
+        ('{"fractions": {"train": 0.4, "holdout": 0.4}}', "add up to 1"),
+        ('{"window": [5, 1]}', "low < high"),
+        ('{"percentiles": [5, 50]}', "no percentiles in the plan for CT"),
+        ('{"dtype": "uint8"}', "holds the scans' int16 exactly, got 'uint8'"),
+        ('{"depth": 32}', "expected dimensions 3 in the plan for a depth"),
+        ('{"bias_field": true}', "expected MR scans"),
+        ('{"splits": "none.csv"}', "a CSV file as splits"),
+    ],
+)
+def test_choices_that_do_not_fit_are_refused_in_one_sentence(ct_scans, tmp_path, wished, words):
+    with pytest.raises(ValueError, match=words) as refused:
+        prepare(ct_scans, tmp_path / "d", plan=wished)
+    assert "\n" not in str(refused.value)
+
+
+def test_choices_are_carried_out_said_and_kept_in_the_dataset(ct_scans, tmp_path):
+    wished = {"height": 16, "width": 20, "spacing": [0.25, 0.25], "window": [-160, 240], "crop": "none",
+              "fractions": {"train": 0.5, "holdout": 0.5}, "dtype": "float32"}  # fmt: skip
+    (tmp_path / "plan.json").write_text(json.dumps(wished))
+    result = prepare(ct_scans, tmp_path / "d", plan=tmp_path / "plan.json")
+    opened = Dataset.open(tmp_path / "d")
+    assert opened.shape == (1, 16, 20) and opened.image(0).dtype == np.float32
+    assert opened.info["spacing"] == [0.25, 0.25]
+    assert set(zip(opened.columns["low"].tolist(), opened.columns["high"].tolist())) == {(-160.0, 240.0)}
+    assert {name: size["patients"] for name, size in result["splits"].items()} == {
+        "train": 5,
+        "validation": 0,
+        "calibration": 0,
+        "holdout": 5,
+    }
+    assert set(opened.info["overrides"]) == set(wished)
+    assert sum("as asked" in line or "as wished" in line for line in result["plan"]) >= 4
+
+
+def test_a_changed_plan_is_a_plan(ct_scans, tmp_path):
+    chosen = replace(plan(ct_scans), height=20, crop="none")
+    prepare(ct_scans, tmp_path / "d", plan=chosen)
+    assert Dataset.open(tmp_path / "d").shape == (1, 20, 10)
+
+
+def test_splits_of_the_users_table_are_kept_and_the_rest_is_spread_and_said(ct_scans, tmp_path):
+    (tmp_path / "t.csv").write_text(
+        "patient,split\n" + "".join(f"P{p},{'test' if p < 3 else 'train'}\n" for p in range(6))
+    )
+    result = prepare(ct_scans, tmp_path / "d", plan=json.dumps({"splits": str(tmp_path / "t.csv")}))
+    private = json.loads((tmp_path / "d.private.json").read_text())["splits"]
+    assert [private[f"patient:P{p}"] for p in range(6)] == ["holdout"] * 3 + ["train"] * 3
+    assert any("as the table says for 6 patients; 4 that it does not name" in line for line in result["plan"])
+    assert str(tmp_path) not in json.dumps(Dataset.open(tmp_path / "d").info)
+
+
+def test_histograms_are_matched_to_training_patients_alone(tmp_path):
+    for i in range(12):
+        body = np.zeros((20, 20, 6))
+        body[4:16, 4:16] = 300 + 400 * (np.indices((12, 12, 6)).sum(0) % 2)
+        body += np.random.default_rng(i).normal(0, 10, body.shape)
+        nifti(tmp_path / "s" / f"{i}.nii", (body * (1 + i)).astype(np.float32))
+    prepare(tmp_path / "s", tmp_path / "d", modality="MR", plan='{"match_histogram": true}')
+    opened = Dataset.open(tmp_path / "d")
+    bright = [np.percentile(opened.image(row), 95) for row in range(len(opened))]
+    assert np.ptp(bright) < 0.1 * np.mean(bright)
+    private = json.loads((tmp_path / "d.private.json").read_text())["splits"]
+    learned = sorted(private)[:: max(3, -(-len(private) // 24))]
+    assert {private[patient] for patient in learned} == {"train"}
+
+
 # ------------------------------------------------------------------------------------------------ labels
+
+
+def test_folders_that_are_named_after_people_are_no_classes(tmp_path):
+    for name in ("Meier_Hans", "Mueller_Anna", "OBrien_Pat"):
+        pngs(tmp_path / "s" / name, 18)
+    result = prepare(tmp_path / "s", tmp_path / "d")
+    assert result["labels"] == []
+    assert any("look like names of people" in line for line in result["plan"])
 
 
 def test_sub_folders_become_classes(tmp_path):
@@ -730,6 +926,14 @@ def test_the_private_file_is_readable_for_its_owner_alone_and_keeps_the_key(tmp_
 def test_a_reason_loses_the_files_own_words_and_keeps_the_tag():
     reason = "expected Modality (0008,0060) CT, found 'Jane Doe' in scan7.dcm (ValueError: Jane)"
     assert scrub(reason, ["scan7.dcm", "scan7"]) == "expected Modality (0008,0060) CT, found ... in ..."
+    for reason in (
+        "expected whole numbers in the header's sizes, found 'SECRET 1 1'",
+        "found " + repr("O'SECRET\"X") + " in the header's field",
+        "ValueError (bad (x) SECRET): y",
+        'found "SECRET\'s" (0008,0060) here',
+    ):
+        assert "SECRET" not in scrub(reason, []), reason
+    assert scrub("the file is broken", ["brok"]) == "the file is broken"
 
 
 # ------------------------------------------------------------------------------------------------ running
@@ -748,13 +952,13 @@ def test_the_same_command_over_unchanged_files_returns_what_it_said(tmp_path):
 
 def test_a_killed_prepare_leaves_no_dataset_and_the_same_command_finishes_it(tmp_path, monkeypatch):
     scans = pngs(tmp_path / "scans")
-    real = write.store_all
+    real = stream.store_all
 
     def killed(*arguments):
         yield from list(real(*arguments))[:5]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(write, "store_all", killed)
+    monkeypatch.setattr(stream, "store_all", killed)
     with pytest.raises(KeyboardInterrupt):
         prepare(scans, tmp_path / "d")
     with pytest.raises(ValueError, match="expected a prepared dataset"):
@@ -776,7 +980,7 @@ def test_several_processes_give_the_same_dataset_as_one(tmp_path):
 
 def test_a_target_below_a_file_is_refused_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(write, "store_all", None)  # never reached
+    monkeypatch.setattr(stream, "store_all", None)  # never reached
     with pytest.raises(OSError, match="a part of this path is a file"):
         prepare(pngs(tmp_path / "scans"), tmp_path / "file" / "d")
 

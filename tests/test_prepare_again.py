@@ -236,3 +236,92 @@ def test_zipped_scans_give_the_same_images_as_unpacked_ones(tmp_path):
     assert len(b) == 24
     dicom(tmp_path / "zipped" / "9.dcm", noise("9", low=-1024, high=900, dtype=np.int32), "P9")
     assert prepare(tmp_path / "zipped", tmp_path / "b")["images"] == 25
+
+
+def test_a_dataset_that_was_deleted_or_lost_a_part_is_made_anew(tmp_path):
+    scans = pngs(tmp_path / "scans", 20)
+    prepare(scans, tmp_path / "d")
+    first = contents(tmp_path / "d")
+    shutil.rmtree(tmp_path / "d")
+    prepare(scans, tmp_path / "d")
+    assert contents(tmp_path / "d") == first
+    for name in ("images-0001-00000.npy", "manifest-0001.npz", "dataset.json"):
+        (tmp_path / "d" / name).unlink()
+        prepare(scans, tmp_path / "d")
+        assert contents(tmp_path / "d") == first, name
+
+
+def test_a_held_out_image_stays_held_out_when_a_training_patient_brings_a_copy_that_sorts_first(tmp_path):
+    scans = ct_patients(tmp_path / "scans", 24)
+    prepare(scans, tmp_path / "d")
+    before, opened = splits_by_patient(tmp_path / "d"), Dataset.open(tmp_path / "d")
+    where = dict(zip(opened.columns["sha256"].tolist(), opened.columns["split"].tolist()))
+    trained = next(patient for patient, part in before.items() if part == "train").removeprefix("patient:")
+    held = next(patient for patient, part in before.items() if part == "holdout").removeprefix("patient:P")
+    for k in range(3):
+        pixels = noise(int(held), 0, low=-1024, high=900, dtype=np.int32) if k == 0 else None
+        pixels = noise("new", k, low=-1024, high=900, dtype=np.int32) if pixels is None else pixels
+        dicom(scans / "a_first" / f"{k}.dcm", pixels, trained, series="2", position=2.0 * k)
+    prepare(scans, tmp_path / "d")
+    columns = Dataset.open(tmp_path / "d").columns
+    after = dict(zip(columns["sha256"].tolist(), columns["split"].tolist()))
+    assert {row: after[row] for row in where} == where
+
+
+@pytest.mark.parametrize("change", ["key lost", "files moved", "dataset renamed"])
+def test_nobody_moves_when_names_or_the_key_are_lost(tmp_path, change):
+    scans, root = pngs(tmp_path / "scans", 60), tmp_path / "d"
+    prepare(scans, root)
+    columns = Dataset.open(root).columns
+    where = dict(zip(columns["sha256"].tolist(), columns["split"].tolist()))
+    if change == "key lost":
+        (tmp_path / "d.private.json").unlink()
+    elif change == "files moved":
+        (scans / "batch1").mkdir()
+        for file in scans.glob("*.png"):
+            file.rename(scans / "batch1" / file.name)
+    else:
+        root = root.rename(tmp_path / "renamed")
+    for i in range(30):
+        Picture.fromarray(noise("z", i)).save(scans / f"z{i}.png")
+    prepare(scans, root)
+    columns = Dataset.open(root).columns
+    after = dict(zip(columns["sha256"].tolist(), columns["split"].tolist()))
+    assert len(after) == 90
+    assert {row: after[row] for row in where} == where
+
+
+def test_numbers_of_structures_stay_when_a_new_one_comes(tmp_path):
+    scans = tmp_path / "scans"
+
+    def patient(number, names):
+        nifti(scans / f"p{number}" / "ct.nii", noise(number, shape=(16, 16, 6), high=1000, dtype=np.int16))
+        for place, name in enumerate(names):
+            mask = np.zeros((16, 16, 6), np.uint8)
+            mask[2 + 4 * place : 5 + 4 * place, 3:9] = 1
+            nifti(scans / f"p{number}" / "segmentations" / f"{name}.nii", mask)
+
+    for number in range(6):
+        patient(number, ["liver", "spleen"])
+    prepare(scans, tmp_path / "d")
+    before = Dataset.open(tmp_path / "d")
+    old = {digest: before.mask(row) for row, digest in enumerate(before.columns["sha256"].tolist())}
+    assert set(np.unique(before.mask(0))) == {0, 1, 2}
+    patient(6, ["kidney", "liver", "spleen"])
+    prepare(scans, tmp_path / "d")
+    after = Dataset.open(tmp_path / "d")
+    masks = {digest: after.mask(row) for row, digest in enumerate(after.columns["sha256"].tolist())}
+    for digest, mask in old.items():
+        np.testing.assert_array_equal(masks.pop(digest), mask)
+    assert {value for mask in masks.values() for value in np.unique(mask)} == {0, 1, 2, 3}
+
+
+def test_two_at_once_are_refused(tmp_path):
+    from scansmith.prepare.write import alone
+
+    scans = pngs(tmp_path / "scans", 12)
+    prepare(scans, tmp_path / "d")
+    Picture.fromarray(noise("more")).save(scans / "more.png")
+    with alone(tmp_path / "d.private.cache" / "lock"), pytest.raises(ValueError, match="another prepare is writing it"):
+        prepare(scans, tmp_path / "d")
+    assert prepare(scans, tmp_path / "d")["images"] == 13

@@ -269,7 +269,7 @@ class Writer:
                 self._begin()
             for layer, (dtype, shape) in self.layers.items():
                 assert rows[layer].shape[1:] == shape, f"{layer}: {rows[layer].shape[1:]} for {shape}"
-                self._files[layer].write(np.ascontiguousarray(rows[layer], dtype).tobytes())
+                self._files[layer].write(np.ascontiguousarray(rows[layer], dtype).data.cast("B"))
         except OSError as error:
             from .runtime import explain_os_error
 

@@ -72,6 +72,14 @@ def cpu_count() -> int:
 
 # ------------------------------------------------------------------------------------------------ processes
 
+# Below so many files one process is done before others have started.
+FEWEST_FILES_FOR_WORKERS = 500
+
+
+def worker_count(asked: int | None, files: int) -> int:
+    """How many processes share the work: as asked, else all cores when there are many files, else this one alone."""
+    return asked or (cpu_count() if files >= FEWEST_FILES_FOR_WORKERS else 1)
+
 
 def ordered_map(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
     """function(task) of every task, in the tasks' order, at most two tasks a worker ahead of the reader.

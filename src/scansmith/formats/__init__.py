@@ -6,7 +6,7 @@ To add a reader, write one module with `sniff`, `header`, `arrange` and `read` a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from stat import S_ISREG
@@ -37,6 +37,7 @@ __all__ = [
     "Source",
     "discover",
     "name_of",
+    "part_of",
     "read",
     "read_mask",
     "read_manifest",
@@ -236,16 +237,54 @@ def read_runs(source: Source) -> tuple[list[tuple[int, Image]], list[Skipped]]:
         try:
             runs.append((first, read(part)))
         except (FormatError, OSError) as error:
-            named = str(error.file if isinstance(error, FormatError) else error.filename)
-            at = next((k for k, file in enumerate(part.files) if str(file) == named), None)
+            count = _slices_of(part)
+            at = _broken_slice(part, error)
+            if at is None and count > 1 and part.frames:  # one file: the broken frame is found by halving
+                left += [
+                    (first + count // 2, part_of(part, range(count // 2, count))),
+                    (first, part_of(part, range(count // 2))),
+                ]
+                continue
             broken.append(Skipped(part.files[at or 0], _reason(error)))
             if part.format != "dicom" or at is None:
                 continue
             # The stack gives them back in their order.
-            for start, files in ((at + 1, part.files[at + 1 :]), (0, part.files[:at])):
-                if files:
-                    left.append((first + start, replace(part, files=files, shape=(*part.shape[:2], len(files)))))
-    return runs, broken
+            for start, end in ((at + 1, count), (0, at)):
+                if start < end:
+                    left.append((first + start, part_of(part, range(start, end))))
+    return runs, list(dict.fromkeys(broken))
+
+
+def part_of(source: Source, slices: Sequence[int]) -> Source:
+    """Some slices of a DICOM series or multi-frame file, by their numbers, rising; the rest of the source is the same."""
+    files = tuple(source.files[k] for k in slices) if len(source.files) > 1 else source.files
+    known = len(source.instances) == len(source.files) > 1
+    even = len(slices) < 2 or slices[-1] - slices[0] == len(slices) - 1
+    affine = None
+    if source.affine is not None and even:
+        step = np.eye(4)
+        step[2, 3] = slices[0]
+        affine = tuple((np.reshape(source.affine, (4, 4)) @ step).ravel().tolist())
+    return replace(
+        source,
+        files=files,
+        frames=tuple(source.frames[k] for k in slices) if source.frames else (),
+        instances=tuple(source.instances[k] for k in slices) if known else source.instances,
+        shape=(*source.shape[:2], len(slices)),
+        affine=affine,
+    )
+
+
+def _slices_of(source: Source) -> int:
+    return len(source.frames) or len(source.files)
+
+
+def _broken_slice(source: Source, error: FormatError | OSError) -> int | None:
+    """Which slice a series' error is about; None when the files do not tell."""
+    if len(source.files) == 1 and len(source.frames) > 1:
+        return None
+    named = str(error.file if isinstance(error, FormatError) else error.filename)
+    return next((k for k, file in enumerate(source.files) if str(file) == named), None)
 
 
 def _reason(error: FormatError | OSError) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..image import MODALITIES, PICTURES, Image
 from . import dicom_masks
-from .dicom_file import Header, read_header
+from .dicom_file import Header, read_elements, read_header
 from .dicom_frames import DIMENSIONS, SEQUENCES, frame_attributes
 from .dicom_masks import MASK_CLASSES, read_mask
 from .dicom_pixels import (
@@ -149,7 +149,7 @@ def header(file: Path, tags: tuple[str, ...] = ()) -> dict[str, Any]:
         OSError: the file cannot be opened.
         ValueError: a keyword that DICOM does not know.
     """
-    found = read_header(file, (*HEADER_KEYWORDS, *tags))
+    found = read_elements(file, (*HEADER_KEYWORDS, *tags))
     dataset = found.dataset
     uid = _sop_class(dataset)
     if dataset.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR:
@@ -159,7 +159,7 @@ def header(file: Path, tags: tuple[str, ...] = ()) -> dict[str, Any]:
     modality = _modality(dataset, uid)
     check_syntax(str(dataset.file_meta.TransferSyntaxUID))
     check_pixels(dataset, found.available)
-    if frame_count(dataset) > 1 or uid in ENHANCED or dataset.PhotometricInterpretation == PALETTE:
+    if _is_large(dataset, uid):
         dataset = read_header(file, (*ALL_KEYWORDS, *tags)).dataset
     common, frames, _ = _describe(file, dataset, modality, tags)
     result: dict[str, Any] = {"common": _plain(common)}
@@ -172,6 +172,11 @@ def header(file: Path, tags: tuple[str, ...] = ()) -> dict[str, Any]:
             )
         result["cine"] = count
     return result
+
+
+def _is_large(dataset: Any, uid: str) -> bool:
+    """Whether more is to be read of a header than `HEADER_KEYWORDS`: frames, functional groups, a palette."""
+    return frame_count(dataset) > 1 or uid in ENHANCED or dataset.get("PhotometricInterpretation") == PALETTE
 
 
 def _sop_class(dataset: Any) -> str:
@@ -302,6 +307,9 @@ ACQUISITION_RAW = frozenset(HEADER_KEYWORDS).intersection(ACQUISITION)
 
 def _raw(dataset: Any, keyword: str) -> str:
     """An element's undecoded value as text, only to tell slices apart; decoding ten more tags takes 1 ms a file."""
+    if keyword == "ImageType":  # decoded anyway
+        values = several(dataset, keyword)
+        return str(values) if len(values) != 1 else values[0]
     return str(dataset.get_item(keyword).value).strip() if keyword in dataset else ""
 
 
@@ -571,8 +579,10 @@ def _planes_of(file: Path, frames: list[int]) -> Iterator[Plane]:
 @lru_cache(maxsize=1)
 def _opened(file: Path, size: int, mtime_ns: int) -> tuple[Header, _Described, dict[str, Any]]:
     """A file's header, kept for the next volume of the same file: one of 10,000 frames takes seconds."""
-    opened = read_header(file, ALL_KEYWORDS)
+    opened = read_elements(file, ALL_KEYWORDS)
+    uid = _sop_class(opened.dataset)
+    if _is_large(opened.dataset, uid):
+        opened = read_header(file, ALL_KEYWORDS)
     dataset = opened.dataset
-    uid = _sop_class(dataset)
     described = _describe(file, dataset, _modality(dataset, uid))
     return opened, described, value_facts(dataset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ JPEG_LS = {"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"}
 RLE = "1.2.840.10008.1.2.5"
 LOSSY = {f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 81, 91, 203)}
 UNCOMPRESSED = {IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG}
+NATIVE = {IMPLICIT_LITTLE, EXPLICIT_LITTLE}
 # What one byte of Pixel Data can become at most: run lengths (PS3.5 G.3) turn 2 bytes into 128; the others have no
 # bound, and an image that is smaller than this holds nothing.
 MOST_EXPANSION = {**dict.fromkeys(UNCOMPRESSED, 1.0), RLE: 64.0}
@@ -63,6 +65,10 @@ DECIMALS = {
     "InstanceNumber",
     "GantryDetectorTilt",
     "NumberOfFrames",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "WindowCenter",
+    "WindowWidth",
 }
 # What a decoder needs of the header.
 PIXEL_KEYWORDS = (
@@ -121,7 +127,7 @@ def numbers(dataset: Any, keyword: str, count: int) -> tuple[float, ...] | None:
         ) from error
     if not values:
         return None
-    if len(values) != count or not np.isfinite(values).all():
+    if len(values) != count or not all(map(isfinite, values)):
         raise FormatError(f"expected {count} finite numbers in {keyword}, found {values}: the header is broken")
     return values
 
@@ -247,13 +253,45 @@ def stored_frames(file: Path, header: Header, frames: Iterable[int], notes: list
     dataset = header.dataset
     compressed = str(dataset.file_meta.TransferSyntaxUID) not in UNCOMPRESSED
     size, count = frame_bytes(dataset), frame_count(dataset)
-    single = _pixel_elements(dataset)
+    dtype = _native_dtype(dataset)
+    single = _pixel_elements(dataset) if dtype is None else None
     with pixel_stream(file, header, size * count) as stream:
         frame = frame_reader(stream, dataset, size, compressed)
         for number in frames:
             if number >= count:
                 raise FormatError(f"expected frame {number + 1}, found {count}: the file changed since it was listed")
-            yield _stored(single, frame(number), compressed, notes)
+            if dtype is None:
+                yield _stored(single, frame(number), compressed, notes)
+            else:
+                pixels = np.frombuffer(frame(number), dtype).reshape(dataset.Rows, dataset.Columns)
+                yield _used_bits(pixels, dataset.BitsStored)
+
+
+def _native_dtype(dataset: Any) -> np.dtype | None:
+    """That of uncompressed little endian pixels of one sample; None of others, and where pydicom should say what is wrong."""
+    bits, stored, signed = (dataset.get(name) for name in ("BitsAllocated", "BitsStored", "PixelRepresentation"))
+    usual = (
+        str(dataset.file_meta.TransferSyntaxUID) in NATIVE
+        and str(dataset.get("PhotometricInterpretation", "")) in (*GREY, PALETTE)
+        and dataset.get("SamplesPerPixel") == 1
+        and bits in (8, 16, 32)
+        and isinstance(stored, int)
+        and 1 <= stored <= bits
+        and signed in (0, 1)
+    )
+    return np.dtype(f"<{'i' if signed else 'u'}{bits // 8}") if usual else None
+
+
+def _used_bits(pixels: np.ndarray, stored: int) -> np.ndarray:
+    """Pixels of the lowest bits alone: the others may hold anything (PS3.5 8.1.1), but rarely do."""
+    unused = 8 * pixels.dtype.itemsize - stored
+    if unused == 0:
+        return pixels
+    signed = pixels.dtype.kind == "i"
+    top = 2 ** (stored - signed)
+    if pixels.max() < top and (not signed or pixels.min() >= -top):
+        return pixels
+    return np.asarray(np.right_shift(np.left_shift(pixels, unused), unused))
 
 
 def _pixel_elements(dataset: Any) -> Any:
@@ -319,7 +357,9 @@ def _check_codestream(single: Any, frame: bytes) -> None:
             f"expected a stream of transfer syntax {syntax} ({syntax.name}) up to its end marker, found none: the file is truncated; copy it again from its source"
         )
     bits = size.bits
-    if not 2 <= bits <= min(int(single.BitsAllocated), 32 if syntax not in GDCM_SYNTAXES else 16):
+    jpeg = syntax in GDCM_SYNTAXES
+    lowest = 2 if jpeg or syntax in JPEG_LS else 1
+    if not lowest <= bits <= min(int(single.BitsAllocated), 16 if jpeg else 32):
         # GDCM crashes on a precision that JPEG does not have.
         raise FormatError(
             f"expected pixels of at most {single.BitsAllocated} bits (0028,0100), found {bits} bits in the compressed stream: the file is broken"
@@ -469,7 +509,11 @@ Window = tuple[float, float] | None
 def value_facts(dataset: Any) -> dict[str, Any]:
     """What `physical_values` needs of a header; what a frame's functional groups say may be laid over it."""
     facts = {
-        keyword: sequence_items(dataset, keyword) if keyword.endswith("Sequence") else dataset.get(keyword)
+        keyword: sequence_items(dataset, keyword)
+        if keyword.endswith("Sequence")
+        else raw_values(dataset, keyword)
+        if keyword in DECIMALS
+        else dataset.get(keyword)
         for keyword in (*VALUE_KEYWORDS, *PIXEL_KEYWORDS)
         if keyword in dataset
     }
@@ -603,14 +647,15 @@ def _invert(array: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
     return mirrored.astype(array.dtype) if fits else narrowest(mirrored)
 
 
-def _padding(stored: np.ndarray, facts: dict[str, Any], notes: list[str]) -> np.ndarray:
-    """Mask of Pixel Padding Value (0028,0120) to Pixel Padding Range Limit (0028,0121); PS3.3 C.7.5.1.1.2."""
+def _padding(stored: np.ndarray, facts: dict[str, Any], notes: list[str]) -> np.ndarray | None:
+    """Mask of Pixel Padding Value (0028,0120) to Pixel Padding Range Limit (0028,0121), None where nothing is; PS3.3 C.7.5.1.1.2."""
     value = number(facts, "PixelPaddingValue")
     if value is None:
-        return np.zeros(stored.shape, bool)
+        return None
     limit = number(facts, "PixelPaddingRangeLimit")
     low, high = sorted(_as_stored(end, stored, notes) for end in (value, value if limit is None else limit))
-    return (stored >= low) & (stored <= high)
+    padding = stored == low if low == high else (stored >= low) & (stored <= high)
+    return padding if padding.any() else None
 
 
 def _as_stored(value: float, stored: np.ndarray, notes: list[str]) -> int:
@@ -625,7 +670,7 @@ def _as_stored(value: float, stored: np.ndarray, notes: list[str]) -> int:
     return wrapped
 
 
-def _hounsfield(array: np.ndarray, padding: np.ndarray, facts: dict[str, Any], notes: list[str]) -> np.ndarray:
+def _hounsfield(array: np.ndarray, padding: np.ndarray | None, facts: dict[str, Any], notes: list[str]) -> np.ndarray:
     """CT values with air where padding was; int16 where whole numbers fit."""
     if array.dtype.kind in "iu":
         array = narrowest(array)
@@ -637,30 +682,34 @@ def _hounsfield(array: np.ndarray, padding: np.ndarray, facts: dict[str, Any], n
     return narrowest(array) if array.dtype.kind in "iu" else array
 
 
-def _air(array: np.ndarray, padding: np.ndarray, notes: list[str]) -> np.ndarray:
+def _air(array: np.ndarray, padding: np.ndarray | None, notes: list[str]) -> np.ndarray:
     """CT padding -> -1024 HU: what the header marks, and what it forgets.
 
     Scanners pad outside the round field of view with one value below air (-2000 stored, -2048 or -3024 HU). Where
     the tag is absent or wrong, that value stands alone: the next higher one is at least 100 HU away.
     """
-    padding = padding.copy()
-    if padding.any():
+    air = array.dtype.type(AIR_HU)
+    filled = array
+    if padding is not None:
+        filled = np.where(padding, air, array)
         notes.append(f"padding set to air ({AIR_HU} HU)")
-    while (rest := array[~padding] if padding.any() else array).size:
-        low = rest.min()
-        if low >= AIR_HU:
+    while (low := filled.min()) < AIR_HU:
+        higher = filled > low if padding is None else (filled > low) & ~padding
+        if not higher.any():
             break
-        above = rest[rest > low]
-        if above.size == 0 or float(above.min()) - float(low) < 100:
+        # The highest value stands where none is to be looked at.
+        above = np.where(higher, filled, filled.max()).min()
+        if float(above) - float(low) < 100:
             break
-        padding |= array == low
+        padding = filled == low if padding is None else padding | (filled == low)
+        filled = np.where(padding, air, filled)
         notes.append(f"padding that the header does not mark ({low:g} HU) set to air ({AIR_HU} HU)")
-    return np.where(padding, array.dtype.type(AIR_HU), array) if padding.any() else array
+    return filled
 
 
-def _background(array: np.ndarray, padding: np.ndarray, notes: list[str]) -> np.ndarray:
+def _background(array: np.ndarray, padding: np.ndarray | None, notes: list[str]) -> np.ndarray:
     """Padding of MR and X-ray -> the lowest value of the image proper; zero below all else stays, it is background."""
-    if not padding.any() or padding.all():
+    if padding is None or padding.all():
         return array
     lowest = array[~padding].min()
     if array[padding].min() >= 0 and array[padding].max() <= lowest:

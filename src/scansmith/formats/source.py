@@ -168,18 +168,33 @@ def rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     """
     if slope == 1 and intercept == 0:
         return stored
-    if np.issubdtype(stored.dtype, np.integer) and float(slope).is_integer() and float(intercept).is_integer():
-        return narrowest(stored.astype(np.int64) * int(slope) + int(intercept))
-    return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
+    if stored.dtype.kind not in "iu" or not float(slope).is_integer() or not float(intercept).is_integer():
+        return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
+    slope, intercept = int(slope), int(intercept)
+    ends = [int(end) * slope + intercept for end in (stored.min(), stored.max())]
+    dtype = smallest_dtype(min(ends), max(ends))
+    limits = np.iinfo(dtype)
+    if limits.min <= min(slope, intercept) and max(slope, intercept) <= limits.max:
+        # Integers wrap around, so where the result fits no step before it need fit.
+        values = stored.astype(dtype, copy=False)
+        values = values if slope == 1 else values * dtype.type(slope)
+        return np.asarray(values + dtype.type(intercept))
+    return (stored.astype(np.int64) * slope + intercept).astype(dtype)
 
 
 def narrowest(values: np.ndarray) -> np.ndarray:
     """Integers as int16 where all fit, else int32, else int64."""
-    low, high = int(values.min()), int(values.max())
+    if values.dtype == np.int16:
+        return values
+    return values.astype(smallest_dtype(int(values.min()), int(values.max())), copy=False)
+
+
+def smallest_dtype(low: int, high: int) -> np.dtype:
+    """int16 where both numbers fit, else int32, else int64."""
     for dtype in (np.int16, np.int32):
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return values.astype(dtype, copy=False)
-    return values.astype(np.int64, copy=False)
+            return np.dtype(dtype)
+    return np.dtype(np.int64)
 
 
 def require_finite(array: np.ndarray) -> None:

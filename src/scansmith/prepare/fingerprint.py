@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import formats, intensity, preprocess
 from ..formats import Skipped, Source
-from ..runtime import Progress, derive_seed
+from ..runtime import Progress, derive_seed, ordered_map, worker_count
 from . import labels as label_sources
 from . import masks as mask_sources
 from .overrides import Choices, Crop
@@ -38,6 +38,9 @@ LEAST_IMAGES = 8
 MOST_MEASURED = 200
 # So many scans, evenly spread over the folder, are read to choose grid and dtype; medians do not need more.
 MOST_LOOKS = 256
+MOST_VOLUMES = 96
+# Of a long series every so many slices one is read, so that about so many are.
+MOST_SLICES = 24
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Plan:
         spacing: their (row, column) or (slice, row, column) size in mm, or None when most files do not say.
         crop: "none", or what of a scan the grid is centred on: "body", "brain" or "foreground".
         window: (low, high) in physical units for every scan; None where `intensity` chooses it.
-        kept_window: the CT window of the dataset that grows; None where it is chosen anew.
+        kept_windows: the CT windows of the dataset that grows, of scans and pairs; None where they are chosen anew.
         percentiles: (low, high) of each scan's window for MR and X-ray; None takes the modality's own.
         bias_field: the smooth shading of MR is taken out (N4).
         landmarks: standard scale to which MR histograms are brought; None leaves them.
@@ -86,7 +89,7 @@ class Plan:
     spacing: tuple[float, ...] | None
     crop: Crop
     window: tuple[float, float] | None
-    kept_window: tuple[float, float] | None
+    kept_windows: tuple[tuple[float, float] | None, tuple[float, float] | None]
     percentiles: tuple[float, float] | None
     bias_field: bool
     landmarks: dict[str, list[float]] | None
@@ -171,6 +174,7 @@ def survey(
     names: Mapping[Path, str],
     request: Request,
     kept: Mapping[str, Any] | None = None,
+    workers: int | None = None,
     quiet: bool = False,
 ) -> Survey:
     """Make the plan for what `formats.discover` found; nothing is written.
@@ -181,6 +185,7 @@ def survey(
         names: first file of a scan -> its posix path below the folder.
         request: what the user asked for.
         kept: choices of an earlier dataset that grows, which stay; None chooses anew.
+        workers: processes; None takes all cores when there are many files.
         quiet: no progress bar.
 
     Raises:
@@ -228,7 +233,8 @@ def survey(
         )
         for place, (number, patient, label) in enumerate(zip(sources, own_patients, classes))
     ]
-    listed = with_structures(listed)
+    before = None if kept is None else tuple(kept["segments"])
+    listed = with_structures(listed, before)
     reasons += [words, label_words, *pair_words, *mask_words]
     base = {
         "modality": kind,
@@ -242,14 +248,14 @@ def survey(
         "patients": len(set(own_patients)),
         "split_level": level,
         "labels": tuple(sorted({name for name in classes if name is not None})),
-        "segments": segments_of(listed),
+        "segments": segments_of(listed, before or ()),
         "fractions": request.choices.fractions,
         "splits": request.choices.splits,
         "left_aside": tuple(aside),
     }
     if kept is not None:
         return _as_before(base, kept, listed, skipped, reasons, few)
-    return _chosen(base, listed, skipped, reasons, few, request, quiet)
+    return _chosen(base, listed, skipped, reasons, few, request, workers, quiet)
 
 
 # ------------------------------------------------------------------------------------------------ choices
@@ -262,22 +268,33 @@ def _chosen(
     reasons: list[str],
     few: int,
     request: Request,
+    workers: int | None,
     quiet: bool,
 ) -> Survey:
     """The plan of a new dataset, from some scans that are read."""
     wished = request.choices
     kind, dimensions = base["modality"], base["dimensions"]
-    looks = _look_at_some(scans, kind, request, quiet)
+    looks = _look_at_some(scans, kind, request, workers, quiet)
     looks, skip_masks, mask_words = _without_masks(looks)
     if wished.skip_masks is not None:
         skip_masks = wished.skip_masks
+    if wished.percentiles is not None and kind == "CT":
+        raise ValueError(
+            "expected no percentiles in the plan for CT, whose HU mean the same in every scan: give a window such as [-160, 240]"
+        )
     stored, neighbours, dimension_words = _dimensions(looks, scans, wished)
+    if wished.depth is not None and stored != 3:
+        raise ValueError("expected dimensions 3 in the plan for a depth, found that slices are stored: give both")
     crop, crop_words = _crop(looks, kind, dimensions, wished)
     grid, spacing, grid_words = choose_grid(looks, request.max_side, stored, crop, wished)
     # A pair is looked at by its target.
     own = (
         _dtype_of([scan.source for scan in scans]) if scans[0].target else common_dtype([look.dtype for look in looks])
     )
+    if wished.dtype is not None and not np.can_cast(str(own), wished.dtype, "safe"):
+        raise ValueError(
+            f"expected a dtype in the plan that holds the scans' {own} exactly, got {wished.dtype!r}: float32 does"
+        )
     dtype = np.dtype(wished.dtype or own)
     landmarks, pinned, match_words = _standard_scale(looks, scans, kind, wished)
     bias_field = bool(wished.bias_field)
@@ -306,7 +323,7 @@ def _chosen(
         spacing=spacing,
         crop=crop,
         window=wished.window,
-        kept_window=None,
+        kept_windows=(None, None),
         percentiles=wished.percentiles,
         bias_field=bias_field,
         landmarks=landmarks,
@@ -339,20 +356,22 @@ def _as_before(
         )
     images = few if choices["stored_dimensions"] == 2 else len(scans)
     reasons = [*reasons, "grid, crop and intensity: kept from the dataset that grows", *kept["said"]]
-    window = None if kept["ct_window"] is None else tuple(kept["ct_window"])
-    plan = Plan(**base, **choices, kept_window=window, images=images, reasons=tuple(reasons))
+    scans_window, pairs_window = ((one[0], one[1]) if one else None for one in kept["ct_windows"])
+    windows = (scans_window, pairs_window)
+    plan = Plan(**base, **choices, kept_windows=windows, images=images, reasons=tuple(reasons))
     return Survey(plan, scans, skipped, kept["facts"])
 
 
-def _look_at_some(scans: list[Scan], kind: str, request: Request, quiet: bool) -> list[Look]:
-    chosen = [scans[round(index)] for index in np.linspace(0, len(scans) - 1, min(len(scans), MOST_LOOKS))]
+def _look_at_some(scans: list[Scan], kind: str, request: Request, workers: int | None, quiet: bool) -> list[Look]:
+    most = MOST_LOOKS if scans[0].source.dimensions == 2 else MOST_VOLUMES
+    chosen = [scans[round(index)] for index in np.linspace(0, len(scans) - 1, min(len(scans), most))]
+    crop: Literal["brain"] | None = "brain" if request.choices.crop == "brain" else None
+    tasks = [(scan, kind, derive_seed(request.seed, "look", number), crop) for number, scan in enumerate(chosen)]
     looks: list[Look] = []
     first_reason = ""
-    crop = request.choices.crop
+    files = sum(min(len(scan.source.files), MOST_SLICES) for scan in chosen)
     with Progress("inspect", len(chosen), "scans", quiet=quiet) as progress:
-        for number, scan in enumerate(chosen):
-            seed = derive_seed(request.seed, "look", number)
-            seen, broken = look(scan, kind, seed, "brain" if crop == "brain" else None)
+        for number, (seen, broken) in enumerate(ordered_map(_look, tasks, worker_count(workers, files))):
             looks += [seen] if seen else []
             first_reason = first_reason or next((f"{entry.file.name}: {entry.reason}" for entry in broken), "")
             progress.update(number + 1)
@@ -363,42 +382,55 @@ def _look_at_some(scans: list[Scan], kind: str, request: Request, quiet: bool) -
     return looks
 
 
+def _look(task: tuple[Scan, str, int, Literal["brain"] | None]) -> tuple[Look | None, list[Skipped]]:
+    return look(*task)
+
+
 def look(scan: Scan, kind: str, seed: int, crop: Literal["brain"] | None = None) -> tuple[Look | None, list[Skipped]]:
-    """Read one scan for the plan, of a broken series the longest run of slices; and the files that cannot be read.
+    """Read one scan for the plan, of a long series some slices, of a broken one the longest run; and what cannot be read.
 
     A pair is looked at by its target, whose grid both get.
     """
     source = scan.target or scan.source
-    runs, broken = formats.read_runs(source)
+    count = source.shape[2]
+    step = 1
+    if source.format == "dicom" and count > MOST_SLICES and max(len(source.files), len(source.frames)) == count:
+        step = -(-count // MOST_SLICES)
+    runs, broken = formats.read_runs(formats.part_of(source, range(0, count, step)) if step > 1 else source)
     if not runs:
         return None, broken
     image = max((image for _, image in runs), key=lambda image: image.array.shape[3])
     slices = cut(image, source.format)
     empty = why_empty(slices, kind, source.dimensions)
-    values = np.random.default_rng(seed).choice(image.array.ravel(), 2048).astype(np.float32)
-    depth, (height, width) = len(slices.array), slices.array.shape[-2:]
-    box = (0, 0, 0, depth, height, width)
+    depth, (height, width) = len(slices.array) * step, slices.array.shape[-2:]
+    first, top, left, planes, rows, columns = 0, 0, 0, len(slices.array), height, width
     if slices.spacing is not None:
         wanted = crop or ("body" if kind == "CT" else "foreground")
-        box = preprocess.foreground_box(slices.array, kind, wanted, slices.affine)
-    between = float(np.linalg.norm(slices.affine[:3, 2]))
+        first, top, left, planes, rows, columns = preprocess.foreground_box(slices.array, kind, wanted, slices.affine)
+    between = float(np.linalg.norm(slices.affine[:3, 2])) / step
     seen = Look(
-        depth,
+        min(depth, count) if step > 1 else depth,
         height,
         width,
         None if slices.spacing is None else (between, *slices.spacing),
         slices.plane,
         image.array.dtype,
-        len(empty),
-        empty.count(None),
+        len(empty) * step,
+        empty.count(None) * step,
         is_mask(slices.array),
-        values,
+        _draw(slices.array, 2048, seed),
         image.notes,
-        box,
+        (first * step, top, left, planes * step, rows, columns),
         image.window,
         scan.patient,
     )
     return seen, broken
+
+
+def _draw(array: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """(count,) float32 voxels drawn at random, whatever their order in memory."""
+    random = np.random.default_rng(seed)
+    return array[tuple(random.integers(0, size, count) for size in array.shape)].astype(np.float32)
 
 
 def _without_masks(looks: list[Look]) -> tuple[list[Look], bool, list[str]]:

@@ -48,6 +48,8 @@ ROLES = {
 MOST_CLASSES = 50
 LEAST_SCANS_PER_FOLDER = 5
 LEAST_SCANS_PER_CLASS_ON_AVERAGE = 15
+# Two or three capitalised words: Meier_Hans, "OBrien Pat", DOE^JANE.
+PERSON = re.compile(r"[^\W\d_]*[A-Z][^\W\d_]+([_ ,^.-]+[A-Z][^\W\d_]*){1,2}")
 KEYS = ("file", "patient", "uid", "participant_id")
 Labels = list[str | None]
 
@@ -116,6 +118,8 @@ def why_not_classes(sizes: dict[str, int], patients: dict[str, set[str]]) -> str
         return "a sub-folder with a single patient looks like a patient"
     if any(name.lower() in ROLES for name in sizes):
         return "the sub-folders' names say what the files are for, such as train or masks"
+    if all(PERSON.fullmatch(name) for name in sizes):
+        return "the sub-folders' names look like names of people"
     if len({re.sub(r"\d+", "#", name) for name in sizes}) == 1:
         return "numbered sub-folders look like patients"
     return None

@@ -26,16 +26,22 @@ class Ledger:
     Attributes:
         records: scan -> its record, of the rows that are stored.
         skipped: (scan, the file of it and why).
-        copies: (scan, slice, row it copies): exact copies, which are not stored.
-        first: hash -> row that is kept.
         scans: the scan of every stored row.
+        first: hash -> row that is kept.
+        owners: hash -> scan whose row it was in the dataset that grows: it stays that scan's, whatever comes before it.
     """
 
     records: dict[int, Record] = field(default_factory=dict)
     skipped: list[tuple[int, Skipped]] = field(default_factory=list)
-    copies: list[tuple[int, int, int]] = field(default_factory=list)
-    first: dict[str, int] = field(default_factory=dict)
     scans: list[int] = field(default_factory=list)
+    first: dict[str, int] = field(default_factory=dict)
+    owners: dict[str, int] = field(default_factory=dict)
+    copied: list[tuple[int, int, str]] = field(default_factory=list)
+
+    @property
+    def copies(self) -> list[tuple[int, int, int]]:
+        """(scan, slice, row it copies): exact copies, which are not stored."""
+        return [(scan, k, self.first[digest]) for scan, k, digest in self.copied]
 
     def note(self, scan: int, stored: Stored | list[Skipped]) -> dict[str, np.ndarray] | None:
         """Take in one scan; gives the rows to store, without copies of earlier ones, or None when there is none."""
@@ -54,8 +60,8 @@ class Ledger:
         self.skipped += [(scan, entry) for entry in record.broken]
         kept = []
         for number, digest in enumerate(record.hashes):
-            if digest in self.first:
-                self.copies.append((scan, record.slices[number], self.first[digest]))
+            if digest in self.first or self.owners.get(digest, scan) != scan:
+                self.copied.append((scan, record.slices[number], digest))
                 continue
             self.first[digest] = len(self.scans)
             self.scans.append(scan)
@@ -92,11 +98,13 @@ class Journal:
         folder: private folder.
         generation: of the dataset.
         rows: hash of what the stored rows depend on besides their own files.
+        segments: names of the structures in the order of their numbers in the masks.
         scans: hash of all the scans in their order; with `rows` it says whether an interrupted run can go on.
     """
 
-    def __init__(self, folder: Path, generation: int, rows: str = "", scans: str = "") -> None:
+    def __init__(self, folder: Path, generation: int, rows: str, segments: Sequence[str] = (), scans: str = "") -> None:
         self.folder, self.generation, self.rows, self.scans = folder, generation, rows, scans
+        self.segments = list(segments)
         self.pending: list[dict[str, Any]] = []
         self.parts = 0
 
@@ -111,7 +119,13 @@ class Journal:
 
     def commit(self, shards: int) -> None:
         """So many shards are in their place: so are the scans noted until now."""
-        content = {"rows": self.rows, "scans": self.scans, "shards": shards, "entries": self.pending}
+        content = {
+            "rows": self.rows,
+            "segments": self.segments,
+            "scans": self.scans,
+            "shards": shards,
+            "entries": self.pending,
+        }
         write_atomic(self._path(self.parts), json.dumps(content, separators=(",", ":")))
         self.pending, self.parts = [], self.parts + 1
 
@@ -126,7 +140,10 @@ class Journal:
         while True:
             try:
                 content = json.loads(self._path(self.parts).read_text())
-                if content["rows"] != self.rows or (whole and content["scans"] != self.scans):
+                old = content["segments"]
+                # New structures are numbered behind the old ones, so that rows of before stay true.
+                same = content["rows"] == self.rows and old == self.segments[: len(old)]
+                if not same or (whole and (content["scans"] != self.scans or old != self.segments)):
                     return entries, shards
                 entries += content["entries"]
                 shards = int(content["shards"])
@@ -162,7 +179,7 @@ def result_of(entry: dict[str, Any]) -> Record | list[Skipped]:
 def to_json(record: Record) -> dict[str, Any]:
     """The record as plain values; arrays as base64 of their little-endian bytes."""
     result = {name: getattr(record, name) for name in Record.__slots__}
-    for name in ("affines", "crop", "values"):
+    for name in ("affines", "crop", "values", "target_values"):
         array = np.ascontiguousarray(result[name])
         result[name] = [
             list(array.shape),
@@ -175,7 +192,7 @@ def to_json(record: Record) -> dict[str, Any]:
 def from_json(entry: dict[str, Any]) -> Record:
     """What `to_json` made."""
     values = dict(entry)
-    for name, dtype in (("affines", "<f8"), ("crop", "<f8"), ("values", "<f4")):
+    for name, dtype in (("affines", "<f8"), ("crop", "<f8"), ("values", "<f4"), ("target_values", "<f4")):
         shape, content = values[name]
         values[name] = np.frombuffer(base64.b64decode(content), dtype).reshape(shape).astype(dtype[1:])
     values["windows"] = tuple(None if window is None else tuple(window) for window in values["windows"])

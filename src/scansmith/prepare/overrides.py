@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -84,7 +85,7 @@ def _agree(choices: Choices) -> Choices:
         raise ValueError(f"expected no depth in the plan with dimensions {choices.dimensions}, got {choices.depth}")
     if choices.neighbours and choices.dimensions not in (None, 2.5):
         raise ValueError(f"expected neighbours in the plan with dimensions 2.5, got dimensions {choices.dimensions}")
-    return choices
+    return replace(choices, dimensions=2.5) if choices.neighbours else choices
 
 
 def _of_plan(plan: Plan) -> Choices:
@@ -165,7 +166,9 @@ def _one_of(*allowed: str) -> Any:
 
 def _numbers(name: str, value: Any, counts: tuple[int, ...]) -> tuple[float, ...]:
     good = isinstance(value, (list, tuple)) and len(value) in counts
-    if not good or not all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in value):
+    if not good or not all(
+        isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one) for one in value
+    ):
         raise _refuse(name, f"{' or '.join(map(str, counts))} numbers", value)
     return tuple(float(one) for one in value)
 
@@ -187,7 +190,7 @@ def _rising(name: str, value: Any) -> tuple[float, float]:
 
 
 def _fractions(name: str, value: Any) -> tuple[tuple[str, float], ...]:
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and all(isinstance(one, (list, tuple)) and len(one) == 2 for one in value):
         value = dict(value)
     good = (
         isinstance(value, dict)

@@ -468,7 +468,8 @@ def pairs(info: dict[str, Any]) -> dict[str, Any] | None:
         if isinstance(entries, list) and entries and all(isinstance(entry, dict) for entry in entries)
     ]
     named = {
-        PAIR_TERMS.get(str(name), str(name)): "could not be estimated" if value is None else value for name, value in known.items()
+        PAIR_TERMS.get(str(name), str(name)): "could not be estimated" if value is None else value
+        for name, value in known.items()
     }
     return {"facts": plain(named), "tables": tables}
 

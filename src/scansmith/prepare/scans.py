@@ -72,6 +72,11 @@ class Scan:
     structures: tuple[tuple[str, ...], ...] = ()
 
     @property
+    def file(self) -> str:
+        """Posix path of its first file below the folder of scans."""
+        return self.name.rpartition("#")[0] if self.source.frames else self.name
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """Every file of scan, pair and masks."""
         others = (*([self.target] if self.target else []), *self.masks)
@@ -126,14 +131,21 @@ def scan_name(file: str, source: Source) -> str:
     return f"{file}#{source.frames[0]}" if source.frames else file
 
 
-def with_structures(scans: list[Scan]) -> list[Scan]:
+def with_structures(scans: list[Scan], before: tuple[str, ...] | None = None) -> list[Scan]:
     """The scans with the names of what their masks mark.
 
     DICOM masks name their segments. Where a scan of the data set has several mask files, each file of every scan is one
     structure, named by what its file name has beyond the scan's: "liver" of segmentations/liver.nii.gz, "desc-lesion_mask"
-    of sub-01_desc-lesion_mask.nii.gz beside sub-01_T1w.nii.gz.
+    of sub-01_desc-lesion_mask.nii.gz beside sub-01_T1w.nii.gz. Otherwise a label map keeps its own numbers.
+
+    Args:
+        scans: all of the data set.
+        before: the names in the dataset that grows: none means that label maps keep their numbers; None for a new one.
     """
     several = any(sum(not mask.segments for mask in scan.masks) > 1 for scan in scans)
+    several |= any(mask.segments for scan in scans for mask in scan.masks)
+    if before is not None:
+        several = bool(before)
 
     def named(scan: Scan, mask: Source) -> tuple[str, ...]:
         return mask.segments or ((_beyond(mask, scan.source),) if several else ())
@@ -146,13 +158,14 @@ def _beyond(mask: Source, image: Source) -> str:
     return "_".join(part for part in own if part not in other) or "mask"
 
 
-def segments_of(scans: Sequence[Scan]) -> tuple[str, ...]:
-    """Names of all structures, sorted: equal names get equal numbers in every patient.
+def segments_of(scans: Sequence[Scan], before: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of all structures: equal names get equal numbers in every patient; new ones come behind those of `before`.
 
     Raises:
         ValueError: more than 255 different ones.
     """
-    names = sorted({name for scan in scans for own in scan.structures for name in own})
+    own_names = {name for scan in scans for own in scan.structures for name in own}
+    names = [*before, *sorted(own_names - set(before))]
     if len(names) > 255:
         raise ValueError(
             f"expected at most 255 different segment names in the masks, found {len(names)}: prepare with --masks none, or with fewer"

@@ -33,7 +33,7 @@ def counts(total: int, fractions: Mapping[str, float] = FRACTIONS) -> dict[str, 
     From two patients on one is held out, from three on one validates; a single patient is learned from.
     """
     share = {split: fractions.get(split, 0.0) for split in SPLITS}
-    if total < LEAST_FOR_CALIBRATION:
+    if total < LEAST_FOR_CALIBRATION and share == FRACTIONS:
         share["holdout"] += share["calibration"]
         share["calibration"] = 0.0
     result = {split: int(total * share[split] + 1e-9) for split in SPLITS}

@@ -10,24 +10,23 @@ from typing import Any
 import numpy as np
 
 from .. import formats, intensity, preprocess
-from ..formats import FormatError, Skipped, Source
+from ..formats import Skipped, Source
 from ..formats.source import quiet
 from ..image import PICTURES, Image
 from ..intensity import IntensityMap
-from ..runtime import cpu_count, derive_seed, ordered_map
+from ..runtime import derive_seed, ordered_map
 from . import align, copies, masks, registration, text
 from .fingerprint import Plan, common_dtype, stores_grey_levels
 from .scans import Scan
 from .slices import Placement, Slices, cut, is_mask, why_empty
 from .volumes import place_volume, stand
 
-# Below so many files one process is done before others have started.
-FEWEST_FILES_FOR_WORKERS = 500
 PICTURES_PER_TASK = 16
 # For a scan's own window: so many voxels fix its percentiles well.
 MOST_VOXELS = 2**20
 # Around a CT slice that is smaller than the grid, HU.
 AIR = -1024
+STORED = (np.uint8, np.int8, np.int16, np.uint16, np.float32)
 # CT rows are compared with each other up to this value, HU.
 TISSUE = 1000
 
@@ -41,9 +40,10 @@ class Record:
         affines: (n, 4, 4) of the rows, NaN when the file gives no geometry.
         spacing: (between slices, rows, columns) in mm of the stored rows, NaN where unknown.
         crop: (n, 6) first slice, row, column of the grid and their number, in the displayed scan's voxels.
-        windows: of the scan and of its pair: (low, high, units); None for CT, which has one for the data set.
-        values: voxels drawn from the rows, float32.
-        hashes: SHA-256 of each row.
+        windows: of the scan and of its pair: (low, high, units); None for CT, which has one for the data set, and
+            without a pair.
+        values: voxels drawn from the rows, float32; target_values: of the pair's rows, empty without one.
+        hashes: SHA-256 of each row, its mask and its pair.
         prints: perceptual hash of each row.
         masked: whether each row has a mask.
         empty: reason -> how many slices were dropped for it.
@@ -59,6 +59,7 @@ class Record:
     crop: np.ndarray
     windows: tuple[tuple[float, float, str] | None, tuple[float, float, str] | None]
     values: np.ndarray
+    target_values: np.ndarray
     hashes: list[str]
     prints: list[int]
     masked: list[bool]
@@ -83,11 +84,14 @@ def store(scan: Scan, plan: Plan, draws: int, seed: int) -> Stored | list[Skippe
     if not runs:
         return broken
     try:
-        loaded = [_load(image, scan, plan, len(runs) > 1) for _, image in runs]
+        loaded, refused = _load([image for _, image in runs], scan, plan)
         stored = _store([first for first, _ in runs], loaded, scan, plan, draws, seed)
-    except (ValueError, FormatError) as error:
+    except ValueError as error:
         return [Skipped(scan.source.files[0], str(error)), *broken]
-    return replace(stored, record=replace(stored.record, broken=broken + stored.record.broken))
+    except OSError as error:  # gone or closed since it was listed
+        words = f"cannot be opened ({error.strerror or type(error).__name__}): a mask or the paired scan"
+        return [Skipped(scan.source.files[0], words), *broken]
+    return replace(stored, record=replace(stored.record, broken=broken + refused))
 
 
 # ------------------------------------------------------------------------------------------------ one scan, loaded
@@ -103,7 +107,6 @@ class Loaded:
         mask: (1, I, J, K) uint8 label map, or None.
         notes: what was done.
         shift: as in `Record`.
-        broken: masks that cannot be used.
     """
 
     image: Image
@@ -111,29 +114,38 @@ class Loaded:
     mask: Image | None
     notes: tuple[str, ...]
     shift: tuple[float, ...] | None
-    broken: list[Skipped]
 
 
-def _load(image: Image, scan: Scan, plan: Plan, in_parts: bool) -> Loaded:
-    """Bring scan, pair and masks of one run onto one grid.
+def _load(runs: list[Image], scan: Scan, plan: Plan) -> tuple[list[Loaded], list[Skipped]]:
+    """Bring scan, pair and masks of every run onto one grid; and the masks that cannot be used.
 
     Raises:
-        ValueError: the pair cannot be brought together.
+        ValueError: the pair cannot be brought together, or slices are missing where all are needed.
     """
+    whole = "a pair" if scan.target is not None else "a volume" if plan.stored_dimensions == 3 else ""
+    if whole and len(runs) > 1:
+        raise ValueError(f"expected a whole series for {whole}, found slices that cannot be read: copy them again")
+    images = [_corrected(image, plan) for image in runs]
     target, words, shift = None, None, None
-    image = _corrected(image, plan)
     if scan.target is not None:
-        if in_parts:
-            raise ValueError("expected a whole series for a pair, found slices that cannot be read: copy them again")
         target = formats.read(scan.target)
-        array, words = align.onto(image, target, _background_of(image, plan.modality))
-        image = replace(image, array=array, affine=target.affine, spacing_known=target.spacing_known)
+        array, words = align.onto(images[0], target, _background_of(images[0], plan.modality))
+        images[0] = replace(images[0], array=array, affine=target.affine, spacing_known=target.spacing_known)
         if scan.measured:
             found = registration.misregistration(array, target.array, target.spacing)
             shift = (*found.mm, found.confidence)
-    mask, broken = _mask_of(scan, plan, target or image)
-    notes = (*image.notes, *(target.notes if target else ()), *([words] if words else []))
-    return Loaded(image, target, mask, notes, shift, broken)
+    label_maps, broken = _masks_of(scan, plan, [target] if target is not None else images)
+    loaded = [
+        Loaded(
+            image,
+            target,
+            None if labels is None else replace(target or image, array=labels[None], notes=()),
+            (*image.notes, *(target.notes if target else ()), *([words] if words else [])),
+            shift,
+        )
+        for image, labels in zip(images, label_maps)
+    ]
+    return loaded, broken
 
 
 def _corrected(image: Image, plan: Plan) -> Image:
@@ -151,18 +163,29 @@ def _background_of(image: Image, modality: str) -> float:
     return AIR if modality == "CT" and image.array.dtype != np.uint8 else float(image.array.min())
 
 
-def _mask_of(scan: Scan, plan: Plan, image: Image) -> tuple[Image | None, list[Skipped]]:
-    """The masks of a scan as one label map on its grid; a voxel of several masks keeps the first."""
-    result: np.ndarray | None = None
+def _masks_of(scan: Scan, plan: Plan, images: list[Image]) -> tuple[list[np.ndarray] | list[None], list[Skipped]]:
+    """The masks of a scan as one label map on each run's grid; a voxel of several masks keeps the first.
+
+    A mask that reaches some of the runs marks nothing on the others.
+    """
+    result: list[np.ndarray] | None = None
     broken: list[Skipped] = []
     for source, names in zip(scan.masks, scan.structures):
-        try:
-            own = _label_map(source, names, image, plan)
-        except (ValueError, OSError) as error:
-            broken.append(Skipped(source.files[0], f"this mask is not used: {error}"))
+        own: list[np.ndarray | None] = []
+        reason = ""
+        for image in images:
+            try:
+                own.append(_label_map(source, names, image, plan))
+            except (ValueError, OSError) as error:
+                own.append(None)
+                reason = str(error)
+        if all(labels is None for labels in own):
+            broken.append(Skipped(source.files[0], f"this mask is not used: {reason}"))
             continue
-        result = own if result is None else np.where(result == 0, own, result)
-    return (None if result is None else replace(image, array=result[None], notes=())), broken
+        if result is None:
+            result = [np.zeros(image.array.shape[1:], np.uint8) for image in images]
+        result = [old if new is None else np.where(old == 0, new, old) for old, new in zip(result, own)]
+    return result if result is not None else [None] * len(images), broken
 
 
 def _label_map(source: Source, names: tuple[str, ...], image: Image, plan: Plan) -> np.ndarray:
@@ -201,7 +224,7 @@ def _store(firsts: list[int], loaded: list[Loaded], scan: Scan, plan: Plan, draw
     places = [
         (part["images"], k, first + k) for first, part in zip(firsts, parts) for k in range(len(part["images"].array))
     ]
-    layers = {name: _joined([part[name] for part in parts if name in part], len(parts)) for name in parts[0]}
+    layers = {name: _joined([part[name] for part in parts]) for name in parts[0]}
     slices = layers["images"]
     if plan.skip_masks and is_mask(slices.array):
         raise ValueError("expected a scan, found a mask (whole numbers, constant over areas): masks are left out")
@@ -213,9 +236,9 @@ def _store(firsts: list[int], loaded: list[Loaded], scan: Scan, plan: Plan, draw
     target_window = None
     if "targets" in layers:
         assert plan.target_modality is not None and loaded[0].target is not None
-        target_window = window_of(layers["targets"], plan, plan.target_modality, loaded[0].target.window, own=True)
+        target_window = window_of(layers["targets"], plan, plan.target_modality, loaded[0].target.window, target=True)
     fill = background(AIR if window is None else window.low, slices.array.dtype)
-    fills = {"images": fill, "masks": 0.0, "targets": target_window.low if target_window else AIR}
+    fills = {"images": fill, "masks": 0.0, "targets": AIR if target_window is None else target_window.low}
     if plan.stored_dimensions == 3:
         rows, geometry_of = _volume(loaded[0], plan, fills)
         kept, places = [0], [(slices, 0, 0)]
@@ -226,17 +249,17 @@ def _store(firsts: list[int], loaded: list[Loaded], scan: Scan, plan: Plan, draw
     record = Record(
         slices=[places[k][2] for k in kept],
         windows=(_tuple(window), _tuple(target_window)),
-        values=np.random.default_rng(seed).choice(rows["images"].ravel(), draws).astype(np.float32),
-        hashes=[hashlib.sha256(_exact(one, plan.dtype).tobytes()).hexdigest() for one in rows["images"]],
+        values=_draw(rows["images"], draws, seed),
+        target_values=_draw(rows["targets"], draws, seed) if "targets" in rows else np.zeros(0, np.float32),
+        hashes=[_digest(rows, number, plan) for number in range(len(rows["images"]))],
         prints=[_print(one, window) for one in rows["images"]],
-        masked=["masks" in layers and bool(layers["masks"].array.any())] * len(kept),
+        masked=["masks" in layers] * len(kept),
         empty={reason: reasons.count(reason) for reason in reasons if reason is not None}
         if plan.stored_dimensions == 2
         else {},
-        notes=tuple(dict.fromkeys(note for run in loaded for note in run.notes)),
+        notes=tuple(dict.fromkeys(note for run in loaded for note in (*run.notes, *_rounded(run.image)))),
         text=_text(slices, scan.source, plan),
         shift=loaded[0].shift,
-        broken=[entry for run in loaded for entry in run.broken],
         **geometry_of,
     )
     return Stored(rows, record)
@@ -247,28 +270,51 @@ def _layers(run: Loaded) -> dict[str, Image]:
     return {name: image for name, image in named.items() if image is not None}
 
 
-def _joined(parts: list[Slices], count: int) -> Slices:
+def _joined(parts: list[Slices]) -> Slices:
     """The slices of all runs behind each other, in a dtype that this version stores."""
-    if len(parts) != count:
-        raise ValueError("expected a mask on every part of the series, found it on some: slices are missing")
     slices = parts[0] if len(parts) == 1 else parts[0].with_array(np.concatenate([part.array for part in parts]))
-    if slices.array.dtype.itemsize > 4 or not slices.array.dtype.isnative:
+    if slices.array.dtype not in STORED or not slices.array.dtype.isnative:
         return slices.with_array(slices.array.astype(common_dtype([slices.array.dtype])))
     return slices
 
 
 def window_of(
-    slices: Slices, plan: Plan, modality: str, voi: tuple[float, float] | None, own: bool = False
+    slices: Slices, plan: Plan, modality: str, voi: tuple[float, float] | None, target: bool = False
 ) -> IntensityMap | None:
-    """The scan's intensity map; None for CT, whose one window is chosen for the data set, unless it is the scan's `own`."""
+    """The scan's intensity map; None for CT, whose one window is chosen for the data set.
+
+    The user's window and percentiles are those of the scans, not of the `target` they are paired with.
+    """
     grey_levels = stores_grey_levels(slices.array.dtype, modality, plan.dimensions)
-    if modality == "CT" and not grey_levels and not own:
+    if modality == "CT" and not grey_levels:
         return None
     # An odd stride, so that the drawn voxels do not stand in one column.
     values = slices.array.ravel()[:: (slices.array.size // MOST_VOXELS) | 1]
     dtype = np.dtype(np.uint8 if grey_levels else np.float32)
-    wished = plan.window if not own else None
-    return intensity.choose(modality, values, dtype, voi=voi, window=wished, percentiles=plan.percentiles)[0]
+    window, percentiles = (None, None) if target else (plan.window, plan.percentiles)
+    return intensity.choose(modality, values, dtype, voi=voi, window=window, percentiles=percentiles)[0]
+
+
+def _digest(rows: dict[str, np.ndarray], number: int, plan: Plan) -> str:
+    """SHA-256 of one row in all its layers: an image with a mask is no copy of the same image without."""
+    digest = hashlib.sha256(np.ascontiguousarray(rows["images"][number], plan.dtype).data)
+    for layer in ("masks", "targets"):
+        if layer in rows:
+            digest.update(np.ascontiguousarray(rows[layer][number]).data)
+    return digest.hexdigest()
+
+
+def _draw(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """(count,) float32 voxels drawn at random."""
+    return np.random.default_rng(seed).choice(rows.ravel(), count).astype(np.float32)
+
+
+def _rounded(image: Image) -> tuple[str, ...]:
+    """A note where float32, as which 32-bit whole numbers are stored, is not exact."""
+    if image.array.dtype.kind not in "iu" or image.array.dtype.itemsize < 4:
+        return ()
+    largest = max(abs(int(image.array.min())), abs(int(image.array.max())))
+    return ("whole numbers above 2^24 are rounded to what float32 holds",) if largest > 2**24 else ()
 
 
 def _slices(
@@ -291,7 +337,7 @@ def _slices(
     )
     rows = {
         name: place.apply(
-            layer.array[kept],
+            layer.array if len(kept) == len(layer.array) else layer.array[kept],
             background(fills[name], layer.array.dtype),
             "nearest" if name == "masks" else "linear",
         )
@@ -355,10 +401,6 @@ def _print(image: np.ndarray, window: IntensityMap | None) -> int:
     return int(copies.fingerprint(flat, *((AIR, TISSUE) if window is None else (window.low, window.high))))
 
 
-def _exact(array: np.ndarray, dtype: str) -> np.ndarray:
-    return np.ascontiguousarray(array.astype(dtype))
-
-
 def _tuple(window: IntensityMap | None) -> tuple[float, float, str] | None:
     return None if window is None else (window.low, window.high, window.units)
 
@@ -400,8 +442,3 @@ def store_all(
         tasks.append((members, plan, draws, [derive_seed(seed, "values", scan.name) for scan in members]))
     for results in ordered_map(_work, tasks, workers):
         yield from results
-
-
-def worker_count(asked: int | None, files: int) -> int:
-    """How many processes share the work: as asked, else all cores when there are many files, else this one alone."""
-    return asked or (cpu_count() if files >= FEWEST_FILES_FOR_WORKERS else 1)

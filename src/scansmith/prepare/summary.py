@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..dataset import SPLITS
-from ..intensity import IntensityMap
 from . import copies, text
 from .fingerprint import Plan, Survey
 from .ledger import Ledger, Pseudonyms
+from .manifest import Near, Windows
 from .overrides import Choices
 from .registration import LEAST_CONFIDENCE
 from .scans import Scan
@@ -36,9 +36,6 @@ LASTING = (
     "declared ",
 )
 
-Windows = dict[int, tuple[IntensityMap, IntensityMap | None]]
-Near = list[tuple[int, int, float]]
-
 
 def describe(
     found: Survey,
@@ -48,7 +45,7 @@ def describe(
     columns: dict[str, np.ndarray],
     splits: dict[int, str],
     windows: Windows,
-    window_words: str,
+    words: list[str],
     near: Near,
     left_out: set[int],
     choices: Choices,
@@ -63,7 +60,7 @@ def describe(
         columns: the manifest.
         splits: scan -> split.
         windows: scan -> intensity maps.
-        window_words: how the CT window was chosen; empty otherwise.
+        words: how the CT windows were chosen, and who was given a split.
         near: near copies.
         left_out: rows that no split uses.
         choices: what the user decided.
@@ -71,7 +68,6 @@ def describe(
     plan = found.plan
     labels = sorted(set(columns["label"].tolist()) - {""})
     skipped = _skipped(found, ledger, names, called)
-    shared = next((windows[scan][0] for scan, record in ledger.records.items() if record.windows[0] is None), None)
     made = {name: value for name, value in choices.made().items() if name != "splits"}
     return {
         "modality": plan.modality,
@@ -84,10 +80,10 @@ def describe(
         "label_counts": {split: _count(columns, split, labels) for split in SPLITS},
         "split_level": plan.split_level,
         "splits": _split_sizes(columns),
-        "plan": _sentences(found, ledger, columns, window_words, near, left_out),
+        "plan": _sentences(found, ledger, columns, words, near, left_out),
         "said": [sentence for sentence in plan.reasons if sentence.startswith(LASTING)],
         "choices": plan.choices(),
-        "ct_window": None if shared is None else [shared.low, shared.high],
+        "ct_windows": [_shared(ledger, windows, side) for side in (0, 1)],
         "overrides": made | ({"splits": "a table"} if choices.splits else {}),
         "facts": found.facts,
         "fingerprint": {
@@ -176,14 +172,15 @@ def report(found: Survey, ledger: Ledger, root: Path, info: dict[str, Any], near
 
 
 def _sentences(
-    found: Survey, ledger: Ledger, columns: dict[str, np.ndarray], window_words: str, near: Near, left_out: set[int]
+    found: Survey, ledger: Ledger, columns: dict[str, np.ndarray], words: list[str], near: Near, left_out: set[int]
 ) -> list[str]:
     """The plan as it was carried out."""
     plan = found.plan
+    # What was expected of the intensity gives way to what was chosen from the training scans.
+    chosen = any(word.startswith("intensity: ") for word in words)
     sentences = [
-        f"intensity: {window_words}" if window_words and line.startswith("intensity: ") else line
-        for line in plan.reasons
-    ]
+        _altered_words(line) for line in plan.reasons if not (chosen and line.startswith("intensity: CT"))
+    ] + words
     sizes = _split_sizes(columns)
     whole = {"patient": "patient", "study": "patient or study"}.get(plan.split_level, "scan")
     wholes = {"patient": "patients", "study": "patients or studies"}.get(plan.split_level, "scans")
@@ -205,6 +202,20 @@ def _sentences(
     if lost:
         sentences.append(f"skipped: {lost} files or scans, each listed with the reason")
     return sentences
+
+
+def _altered_words(sentence: str) -> str:
+    """A sentence that quotes a reader's note keeps nothing of the header's text."""
+    return scrub(sentence, [], brackets=False) if sentence.startswith("altered while reading") else sentence
+
+
+def _shared(ledger: Ledger, windows: Windows, side: int) -> list[float] | None:
+    """The CT window of all scans (side 0) or of their pairs (1), or None."""
+    for scan, record in ledger.records.items():
+        window = windows[scan][side]
+        if record.windows[side] is None and window is not None:
+            return [window.low, window.high]
+    return None
 
 
 def _copy_words(found: Survey, ledger: Ledger, near: Near, left_out: set[int]) -> list[str]:
@@ -319,12 +330,24 @@ def _skipped(found: Survey, ledger: Ledger, names: Pseudonyms, called: Callable[
     return known
 
 
-def scrub(reason: str, private: list[str]) -> str:
+# What stands in quotes, as Python's repr writes it; an apostrophe within a word opens none.
+QUOTED = re.compile(r"""(?<!\w)(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")(?!\w)""")
+BRACKETS = re.compile(r"\s*\([^()]*\)")
+TAG = re.compile(r"\(([0-9A-Fa-f]{4},\s?[0-9A-Fa-f]{4})\)")
+
+
+def scrub(reason: str, private: list[str], brackets: bool = True) -> str:
     """A reason without words of the file: quoted text, remarks in brackets other than DICOM tags, and `private` go."""
     for word in sorted(private, key=len, reverse=True):
         reason = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "...", reason)
-    reason = re.sub(r"'[^']*'|\"[^\"]*\"", "...", reason)
-    return re.sub(r"\s*\((?![0-9A-Fa-f]{4},\s?[0-9A-Fa-f]{4}\))[^()]*\)", "", reason)
+    reason = QUOTED.sub("...", reason)
+    # What is left of a quote that the file's own quotation marks broke up goes to its end.
+    reason = re.sub(r"""(?<!\w)['"].*['"](?!\w)""", "...", reason)
+    # A tag's brackets are hidden while the others go, the innermost first.
+    hidden = TAG.sub(lambda tag: f"\x00{tag[1]}\x01", reason)
+    while brackets and (shorter := BRACKETS.sub("", hidden)) != hidden:
+        hidden = shorter
+    return hidden.replace("\x00", "(").replace("\x01", ")")
 
 
 def _file_words(file: Path) -> list[str]:
