@@ -96,7 +96,7 @@ def run_commands(text: str) -> None:
             assert code == 0, f"{line} exits with {code}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """scans/: a phantom data set; run/: what `scansmith run scans run` makes of it. Trainings have small networks."""
     root = tmp_path_factory.mktemp("docs")

@@ -28,7 +28,7 @@ from pydicom.uid import (
 )
 
 from scansmith import formats
-from scansmith.formats import FormatError, dicom
+from scansmith.formats import FormatError, dicom, dicom_file, dicom_pixels
 
 STORAGE = {
     "CT": "1.2.840.10008.5.1.4.1.1.2",
@@ -926,6 +926,176 @@ def test_pictures_of_one_series_are_scans_of_their_own(tmp_path, ct_pixels, moda
     sources, skipped = formats.discover(tmp_path)
     assert [(source.modality, source.dimensions, source.notes) for source in sources] == [(modality, 2, ())] * 2
     assert not skipped
+
+
+# ------------------------------------------------------------------------------------------------ headers without pydicom
+
+
+def both_headers(path, tags=()):
+    """`dicom.header` as it is and by pydicom alone: each a dict, or the words of the refusal."""
+    found = []
+    for way in (dicom_file.read_elements, dicom_file.read_header):
+        with pytest.MonkeyPatch.context() as patch, formats.quiet():
+            patch.setattr(dicom, "read_elements", way)
+            try:
+                found.append(dicom.header(path, tags))
+            except FormatError as error:
+                found.append(str(error))
+    return found
+
+
+def is_light(path):
+    with formats.quiet():
+        return isinstance(dicom_file.read_elements(path, dicom.ALL_KEYWORDS).dataset, dicom_file.Elements)
+
+
+def test_every_header_of_real_files_is_the_one_by_pydicom(shared_data):
+    tags = (
+        "BodyPartExamined",
+        "PixelSpacing",
+        "WindowCenter",
+        "PatientName",
+        "PixelPaddingValue",
+        "KVP",
+        "ContentTime",
+    )
+    files = [file for name in ("dicom_varied", "dicom_ct_head_ge_tilt") for file in (shared_data / name).rglob("*")]
+    files = [file for file in files if file.is_file() and dicom.sniff(file.read_bytes()[:1024])]
+    light = 0
+    for file in files:
+        own, by_pydicom = both_headers(file, tags)
+        if isinstance(own, dict) and "frames" in own:
+            # Which header was decoded first shows in this text, which frames replace.
+            own["common"]["acquisition"] = by_pydicom["common"]["acquisition"]
+        assert own == by_pydicom, file
+        light += is_light(file)
+    assert len(files) > 100 and light > 0.5 * len(files)
+
+
+def nested(depth):
+    """A data set of sequences, with a private element and one of bytes that look like a delimiter."""
+    item = Dataset()
+    item.CodeValue, item.CodeMeaning = "1", "a meaning"
+    item.add_new(0x00091010, "OB", b"\xfe\xff\xdd\xe0\0\0\0\0")
+    for _ in range(depth):
+        around = Dataset()
+        around.ReferencedImageSequence = [item, Dataset(), item]
+        item = around
+    return item
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize("undefined", ["none", "sequences", "items", "both"])
+def test_sequences_are_passed_over_however_they_end(tmp_path, ct_pixels, syntax, undefined):
+    path = make(tmp_path / "a", ct_pixels, syntax=syntax)
+    dataset = pydicom.dcmread(path)
+    dataset.ReferencedStudySequence = [nested(3)]
+    dataset.AnatomicRegionSequence = []
+
+    def end(item):
+        item.is_undefined_length_sequence_item = undefined in ("items", "both")
+        for element in item:
+            if element.VR == "SQ":
+                element.is_undefined_length = undefined in ("sequences", "both")
+                for inner in element.value:
+                    end(inner)
+
+    end(dataset)
+    dataset.save_as(path)
+    assert is_light(path)
+    light, whole = dicom_file.read_elements(path, dicom.ALL_KEYWORDS), dicom_file.read_header(path)
+    assert (light.position, light.available) == (whole.position, whole.available)
+    for keyword in dicom.ALL_KEYWORDS:
+        assert (keyword in light.dataset) == (keyword in whole.dataset)
+        assert light.dataset.get(keyword) == whole.dataset.get(keyword)
+    assert np.array_equal(read_one(path).array[0, :, :, 0].T, ct_pixels.astype(np.int32) - 1024)
+
+
+def test_what_is_unusual_is_left_to_pydicom_and_reads_the_same(tmp_path, ct_pixels):
+    plain = make(tmp_path / "plain", ct_pixels)
+    assert is_light(plain)
+    expected = read_one(plain).array
+    whole = plain.read_bytes()
+    start, second = whole.index(b"\x08\x00\x16\x00UI"), whole.index(b"\x08\x00\x18\x00UI")  # of the data set
+    unknown = b"\x08\x00\x10\x11UN\0\0\xff\xff\xff\xff\xfe\xff\xdd\xe0\0\0\0\0"
+    variants = {
+        "no meta": whole[start:],
+        "no preamble": whole[128:],
+        "implicit behind explicit": whole[:second] + b"\x08\x00\x08\x00\x02\0\0\0A " + whole[second:],
+        "unknown of undefined length": whole[:second] + unknown + whole[second:],
+        "no known VR": whole[:second] + b"\x08\x00\x50\x00XX\x02\0A " + whole[second:],
+        "a stray delimiter": whole[:second] + b"\xfe\xff\xdd\xe0\0\0\0\0" + whole[second:],
+    }
+    for name, data in variants.items():
+        path = tmp_path / name
+        path.write_bytes(data)
+        own, by_pydicom = both_headers(path)
+        assert not is_light(path) and own == by_pydicom, name
+        if isinstance(own, dict) and name != "no preamble":
+            assert np.array_equal(read_one(path).array, expected), name
+    for syntax in (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian):
+        path = make(tmp_path / syntax, ct_pixels, syntax=syntax)
+        assert not is_light(path) and np.array_equal(read_one(path).array, expected)
+
+
+def test_a_long_header_is_read_further(tmp_path, ct_pixels):
+    path = make(tmp_path / "a", ct_pixels)
+    dataset = pydicom.dcmread(path)
+    dataset.add_new(0x00091010, "OB", bytes(300_000))
+    dataset.save_as(path)
+    assert is_light(path) and path.stat().st_size > 300_000
+    own, by_pydicom = both_headers(path)
+    assert own == by_pydicom and read_one(path).array.shape == (1, 72, 64, 1)
+
+
+@pytest.mark.parametrize("charset", [None, "ISO_IR 100", "ISO_IR 192", "ISO_IR 13", ["", "ISO 2022 IR 87"]])
+def test_text_is_decoded_as_pydicom_does(tmp_path, ct_pixels, charset):
+    text = "Yamada" if charset is None else "B\xfcrger" if charset in ("ISO_IR 100", "ISO_IR 192") else "\uff94\uff8f"
+    if isinstance(charset, list):
+        text = "\u5c71\u7530"
+    path = make(tmp_path / "a", ct_pixels, SpecificCharacterSet=charset, PatientID=text, StudyDescription=text)
+    own, by_pydicom = both_headers(path, ("StudyDescription", "PatientName"))
+    assert own == by_pydicom and own["common"]["patient"] == text
+    assert own["common"]["tags"] == (("StudyDescription", text),)
+
+
+def test_a_patients_name_asked_for_is_kept_whole(tmp_path, ct_pixels):
+    path = make(tmp_path / "a", ct_pixels, PatientName="Doe^Jane")
+    assert dicom.header(path, ("PatientName",))["common"]["tags"] == (("PatientName", "Doe^Jane"),)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize(
+    ("dtype", "used"),
+    [
+        *((dtype, used) for dtype in (np.uint8, np.int8) for used in (1, 5, 8)),
+        *((dtype, used) for dtype in (np.uint16, np.int16) for used in (1, 8, 12, 15, 16)),
+        *((dtype, used) for dtype in (np.uint32, np.int32) for used in (12, 31, 32)),
+    ],
+)
+def test_stored_values_are_pydicoms_whatever_the_unused_bits_hold(tmp_path, syntax, dtype, used):
+    limits = np.iinfo(dtype)
+    pixels = np.random.default_rng(used).integers(limits.min, limits.max, (5, 7), dtype, endpoint=True)
+    path = make(tmp_path / "a", pixels, "MR", syntax, BitsStored=used)
+    opened = dicom_file.read_elements(path, dicom.ALL_KEYWORDS)
+    (stored,) = dicom_pixels.stored_frames(path, opened, [0], [])
+    expected = pixel_array(pydicom.dcmread(path))
+    assert is_light(path) and stored.dtype == expected.dtype and np.array_equal(stored, expected)
+
+
+def test_whole_rescales_are_exact_where_steps_on_the_way_do_not_fit(tmp_path):
+    pixels = np.array([[65535, 40000], [33000, 32768]], np.uint16)
+    for slope, intercept in ((1, -32768), (1, -65535), (-1, 32768), (-1, 0), (3, -98304), (65536, 0), (1, 2**31 - 1)):
+        image = read_one(
+            make(tmp_path / f"{slope} {intercept}", pixels, "MR", RescaleSlope=slope, RescaleIntercept=intercept)
+        )
+        expected = pixels.astype(object) * slope + intercept
+        assert np.array_equal(image.array[0, :, :, 0].T.astype(object), expected)
+        low, high = min(expected.ravel()), max(expected.ravel())
+        narrow = next(
+            kind for kind in (np.int16, np.int32, np.int64) if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max
+        )
+        assert image.array.dtype == narrow
 
 
 # ------------------------------------------------------------------------------------------------ hostile files

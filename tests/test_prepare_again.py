@@ -322,6 +322,6 @@ def test_two_at_once_are_refused(tmp_path):
     scans = pngs(tmp_path / "scans", 12)
     prepare(scans, tmp_path / "d")
     Picture.fromarray(noise("more")).save(scans / "more.png")
-    with alone(tmp_path / "d.private.cache" / "lock"), pytest.raises(ValueError, match="another prepare is writing it"):
+    with alone(tmp_path / "d.private.cache"), pytest.raises(ValueError, match="another prepare is writing it"):
         prepare(scans, tmp_path / "d")
     assert prepare(scans, tmp_path / "d")["images"] == 13

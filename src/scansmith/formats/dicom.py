@@ -179,6 +179,12 @@ def _is_large(dataset: Any, uid: str) -> bool:
     return frame_count(dataset) > 1 or uid in ENHANCED or dataset.get("PhotometricInterpretation") == PALETTE
 
 
+def _all_elements(file: Path) -> Header:
+    """A header with all that reading its pixels needs."""
+    found = read_elements(file, ALL_KEYWORDS)
+    return read_header(file, ALL_KEYWORDS) if _is_large(found.dataset, _sop_class(found.dataset)) else found
+
+
 def _sop_class(dataset: Any) -> str:
     return text_of(dataset, "SOPClassUID") or str(dataset.file_meta.get("MediaStorageSOPClassUID") or "")
 
@@ -309,7 +315,7 @@ def _raw(dataset: Any, keyword: str) -> str:
     """An element's undecoded value as text, only to tell slices apart; decoding ten more tags takes 1 ms a file."""
     if keyword == "ImageType":  # decoded anyway
         values = several(dataset, keyword)
-        return str(values) if len(values) != 1 else values[0]
+        return str(values[0] if len(values) == 1 else values or "")
     return str(dataset.get_item(keyword).value).strip() if keyword in dataset else ""
 
 
@@ -317,6 +323,8 @@ def _text(dataset: Any, keyword: str) -> str:
     """An element's values as text; nothing for sequences and bytes."""
     from pydicom.datadict import dictionary_VR
 
+    if keyword in dataset and dictionary_VR(keyword) == "PN":
+        return text_of(dataset, keyword)
     if keyword not in dataset or dictionary_VR(keyword) in ("SQ", "OB", "OW", "OB or OW", "OF", "OD", "OL", "OV", "UN"):
         return ""
     return "\\".join(str(part).strip() for part in several(dataset, keyword))
@@ -471,7 +479,7 @@ def _file_digest(entry: Slice) -> str:
 
 
 def _digest(file: Path, frames: list[int] | None) -> str:
-    opened = read_header(file, ALL_KEYWORDS)
+    opened = _all_elements(file)
     found = hashlib.sha256()
     for stored in stored_frames(file, opened, range(frame_count(opened.dataset)) if frames is None else frames, []):
         found.update(stored.astype("<i8").tobytes())
@@ -579,10 +587,7 @@ def _planes_of(file: Path, frames: list[int]) -> Iterator[Plane]:
 @lru_cache(maxsize=1)
 def _opened(file: Path, size: int, mtime_ns: int) -> tuple[Header, _Described, dict[str, Any]]:
     """A file's header, kept for the next volume of the same file: one of 10,000 frames takes seconds."""
-    opened = read_elements(file, ALL_KEYWORDS)
-    uid = _sop_class(opened.dataset)
-    if _is_large(opened.dataset, uid):
-        opened = read_header(file, ALL_KEYWORDS)
+    opened = _all_elements(file)
     dataset = opened.dataset
-    described = _describe(file, dataset, _modality(dataset, uid))
+    described = _describe(file, dataset, _modality(dataset, _sop_class(dataset)))
     return opened, described, value_facts(dataset)

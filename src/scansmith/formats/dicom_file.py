@@ -28,8 +28,9 @@ DEFLATED_HEADER = 2**24
 ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 # Value representations of explicit encoding: those with a length of two bytes, and those with four behind two reserved
 # ones; PS3.5 7.1.2.
-SHORT_VRS = {vr.encode(): vr for vr in "AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()}
-LONG_VRS = {vr.encode(): vr for vr in "OB OD OF OL OV OW SQ SV UC UN UR UT UV".split()}
+TWO_BYTES = "AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US"
+FOUR_BYTES = "OB OD OF OL OV OW SQ SV UC UN UR UT UV"
+SHORT_VRS, LONG_VRS = ({vr.encode(): vr for vr in text.split()} for text in (TWO_BYTES, FOUR_BYTES))
 WHOLE_NUMBERS = {"US": (2, False), "SS": (2, True), "UL": (4, False), "SL": (4, True)}
 # Specific Character Sets (0008,0005) in which bytes below 128 are ASCII.
 ASCII_SETS = {b"", b"ISO_IR 6", b"ISO_IR 100", b"ISO_IR 192"}
@@ -85,7 +86,7 @@ class Elements:
         return len(self._raw)
 
     def __getattr__(self, keyword: str) -> Any:
-        if keyword not in self._raw:
+        if keyword.startswith("_") or keyword not in self._raw:
             raise AttributeError(f"no {keyword} in this header")
         return self.get(keyword)
 

@@ -264,7 +264,7 @@ def stored_frames(file: Path, header: Header, frames: Iterable[int], notes: list
                 yield _stored(single, frame(number), compressed, notes)
             else:
                 pixels = np.frombuffer(frame(number), dtype).reshape(dataset.Rows, dataset.Columns)
-                yield _used_bits(pixels, dataset.BitsStored)
+                yield _used_bits(pixels.astype(dtype.newbyteorder("="), copy=False), dataset.BitsStored)
 
 
 def _native_dtype(dataset: Any) -> np.dtype | None:

@@ -176,9 +176,11 @@ def rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     limits = np.iinfo(dtype)
     if limits.min <= min(slope, intercept) and max(slope, intercept) <= limits.max:
         # Integers wrap around, so where the result fits no step before it need fit.
-        values = stored.astype(dtype, copy=False)
-        values = values if slope == 1 else values * dtype.type(slope)
-        return np.asarray(values + dtype.type(intercept))
+        values = stored.astype(dtype)
+        if slope != 1:
+            values *= dtype.type(slope)
+        values += dtype.type(intercept)
+        return values
     return (stored.astype(np.int64) * slope + intercept).astype(dtype)
 
 

@@ -82,7 +82,7 @@ def prepare(
     # Before the long work: is this a place to write? And the pseudonyms' key outlives an interruption.
     _write_private(places.private, {**earlier, "key": key.hex(), "request": None})
     _private_folder(places.cache)
-    with alone(places.cache / "lock"):
+    with alone(places.cache):
         found = look_around(places, request, workers, earlier)
         return _carry_out(places, found, request, workers, {**earlier, "key": key.hex()}, asked)
 
@@ -261,25 +261,27 @@ def _generation(root: Path) -> int | None:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Inside, no other process prepares the same dataset; where the system has no file locks, nothing is checked.
+def alone(cache: Path) -> Iterator[None]:
+    """Inside, no other process prepares the dataset of this private folder; where the system has no locks, nothing is checked.
 
     Raises:
         ValueError: another one does.
     """
-    with open(path, "w") as file:
-        try:
-            import fcntl
-        except ImportError:
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"expected to prepare {path.parent.name.removesuffix('.private.cache')} alone, found that another prepare is writing it: wait for it, or stop it"
-            ) from error
+    try:
+        import fcntl
+    except ImportError:
         yield
+        return
+    folder = os.open(cache, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ValueError(
+            f"expected to prepare {cache.name.removesuffix('.private.cache')} alone, found that another prepare is writing it: wait for it, or stop it"
+        ) from error
+    finally:
+        os.close(folder)
 
 
 def _private_folder(path: Path) -> None:
