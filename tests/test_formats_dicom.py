@@ -85,7 +85,7 @@ def make(path, pixels, modality="CT", syntax=ExplicitVRLittleEndian, **tags):
     for name, value in (defaults | tags).items():
         if value is not None:
             setattr(dataset, name, value)
-    dataset.HighBit = dataset.BitsStored - 1
+    dataset.HighBit = tags.get("HighBit", dataset.BitsStored - 1)
     if syntax == ExplicitVRBigEndian:
         pixels = pixels.astype(pixels.dtype.newbyteorder(">"))
     dataset.PixelData = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
@@ -220,6 +220,44 @@ def test_padding_of_12_bit_unsigned_ct_at_the_top_becomes_air(tmp_path, ct_pixel
     pixels[0] = 65535
     hounsfield = read_one(make(tmp_path / "a", pixels, PixelPaddingValue=65535, RescaleIntercept=0)).array
     assert np.all(hounsfield[0, :, 0] == -1024) and hounsfield.dtype == np.int16
+
+
+def test_a_few_voxels_far_below_air_are_no_padding_and_hide_none(tmp_path, ct_pixels):
+    ct_pixels[5, 7], ct_pixels[9, 2] = -900, -400
+    ct_pixels[:3] = -2000
+    image = read_one(make(tmp_path / "a", ct_pixels))
+    values = image.array[0, :, :, 0].T
+    assert np.all(values[:3] == -1024) and np.array_equal(values[3:], ct_pixels[3:] - 1024)
+    assert image.notes == ("padding that the header does not mark (-3024 HU) set to air (-1024 HU)",)
+    ct_pixels[:3], ct_pixels[0, 0] = -700, -2000
+    assert np.array_equal(np.unique(read_one(make(tmp_path / "a", ct_pixels)).array)[:3], [-3024, -1924, -1424])
+
+
+UNSCALED = {"RescaleSlope": None, "RescaleIntercept": None}
+
+
+def test_a_ct_without_rescale_is_refused_unless_its_values_or_type_speak_for_hounsfield_units(tmp_path, ct_pixels):
+    words = reason(make(tmp_path / "a", ct_pixels.astype(np.uint16), **UNSCALED))
+    assert "Rescale Slope (0028,1053) and Rescale Intercept (0028,1052)" in words and "unsigned" in words
+    # Offset by 1024, with padding below 0: nothing lies between air and water.
+    ct_pixels[:3] = -2000
+    (source,), _ = formats.discover(make(tmp_path / "b", ct_pixels, **UNSCALED))
+    with pytest.raises(FormatError, match=r"no stored value between -1024 and -200"):
+        formats.read(source)
+    ct_pixels[3:] -= 1024
+    image = read_one(make(tmp_path / "c", ct_pixels, **UNSCALED))
+    assert np.array_equal(image.array[0, :, 3:, 0].T, ct_pixels[3:]) and "are absent" in image.notes[0]
+    said = read_one(make(tmp_path / "d", np.abs(ct_pixels).astype(np.uint16), RescaleType="HU", **UNSCALED))
+    assert "as Rescale Type (0028,1054) says" in said.notes[0]
+    assert not read_one(make(tmp_path / "e", ct_pixels[3:], RescaleSlope=None, RescaleIntercept=0)).notes
+
+
+def test_one_slice_of_water_does_not_spoil_a_series_in_hounsfield_units(tmp_path):
+    body = np.linspace(-900, 900, 64 * 72).reshape(64, 72).astype(np.int16)
+    for k, pixels in enumerate([body, np.zeros_like(body), body]):
+        make(tmp_path / str(k), pixels, ImagePositionPatient=[0, 0, 5 * k], **UNSCALED)
+    (source,), _ = formats.discover(tmp_path)
+    assert np.array_equal(formats.read(source).array[0, :, :, 2].T, body)
 
 
 def test_noise_below_air_is_not_taken_for_padding(tmp_path):
@@ -471,6 +509,24 @@ def test_a_projection_has_its_pixel_spacing_and_two_dimensions(tmp_path, tags, s
     (source,), _ = formats.discover(path)
     image = formats.read(source)
     assert source.dimensions == 2 and image.spacing[:2] == spacing and image.spacing_known == known
+
+
+@pytest.mark.parametrize(
+    ("modality", "tag", "values"),
+    [("CT", "ConvolutionKernel", ["B30f", "B70f"]), ("CT", "KVP", [120, 80]), ("MR", "EchoTime", [20, 90])],
+)
+def test_contrasts_interleaved_in_one_series_are_read_apart(tmp_path, modality, tag, values):
+    for k in range(8):
+        pixels = np.full((6, 8), 100 + k % 2, np.int16)
+        make(tmp_path / f"{k}", pixels, modality, ImagePositionPatient=[0, 0, 2.5 * k], **{tag: values[k % 2]})
+    sources, _ = formats.discover(tmp_path)
+    assert [source.shape for source in sources] == [(8, 6, 4)] * 2
+    assert all(len(np.unique(formats.read(source).array)) == 1 for source in sources)
+
+
+def test_a_projection_of_several_slices_is_named(tmp_path, ct_pixels):
+    path = make(tmp_path / "a", ct_pixels, ImageType=["DERIVED", "SECONDARY", "AXIAL", "MIP"])
+    assert "Image Type (0008,0008) MIP: a projection of several slices" in read_one(path).notes
 
 
 def test_the_source_names_patient_and_study(tmp_path, ct_pixels):
@@ -726,6 +782,26 @@ def test_frames_at_one_position_are_told_apart_as_files_are(tmp_path, six, apart
     sources, _ = formats.discover(make_frames(tmp_path / "a", six, groups))
     assert {source.frames for source in sources} == {(0, 2, 4), (1, 3, 5)}
     assert all(np.array_equal(formats.read(source).array[0].T, six[list(source.frames)]) for source in sources)
+
+
+@pytest.mark.parametrize(
+    "apart",
+    [
+        lambda k: {"MREchoSequence": item(EffectiveEchoTime=[20.0, 90.0][k])},
+        lambda k: {"FrameContentSequence": item(StackID="12"[k])},
+    ],
+)
+def test_frames_of_two_contrasts_are_told_apart_though_no_position_repeats(tmp_path, six, apart):
+    groups = [group(5 * at, **apart(at % 2)) for at in range(6)]
+    sources, _ = formats.discover(make_frames(tmp_path / "a", six, groups))
+    assert {source.frames for source in sources} == {(0, 2, 4), (1, 3, 5)}
+    assert all("differs within the series" in source.notes[0] for source in sources)
+
+
+def test_an_enhanced_ct_without_rescale_is_refused(tmp_path, six):
+    frames = [group(5 * at) for at in range(6)]
+    words = reason(make_frames(tmp_path / "a", six, frames, "Enhanced CT"))
+    assert "Rescale Slope (0028,1053)" in words and "unsigned" in words
 
 
 def test_a_dimension_of_the_file_tells_frames_apart_where_no_known_tag_does(tmp_path, six):
@@ -1242,6 +1318,10 @@ def test_reading_takes_little_more_memory_than_the_image(tmp_path):
         ({"NumberOfFrames": 0}, "expected Number of Frames (0028,0008) of 1 or more, found 0"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "Image Type (0008,0008) MOSAIC"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "Image Type (0008,0008) LOCALIZER"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "SCOUT"]}, "Image Type (0008,0008) SCOUT"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "Image Type (0008,0008) SCREEN SAVE"),
+        ({"BitsStored": 12, "HighBit": 15}, "High Bit (0028,0102) is 15 with Bits Stored (0028,0101) 12: expected 11"),
+        ({"HighBit": 11}, "High Bit (0028,0102) is 11 with Bits Stored (0028,0101) 16: expected 15"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "Red Palette Color Lookup Table Descriptor (0028,1101)"),
         ({"PhotometricInterpretation": "HSV"}, "Photometric Interpretation (0028,0004) 'HSV' with 1 samples"),
         ({"SamplesPerPixel": 3}, "'MONOCHROME2' with 3 samples"),

@@ -348,9 +348,31 @@ def test_a_zip_bomb_is_refused_by_its_claim_its_ratio_and_its_overlap(tmp_path):
         lies[start : start + 4] = struct.pack("<I", 1000)
     (scans / "lies.zip").write_bytes(lies)
     _, skipped = listed(formats.discover(scans, unpack_into=place), scans, place)
-    assert "a zip bomb" in skipped["claims.zip"] and "overlapping members" in skipped["overlap.zip"]
+    assert "as in a zip bomb" in skipped["claims.zip"] and "overlapping members" in skipped["overlap.zip"]
     assert "that are broken (checksum" in skipped["lies.zip"]
     assert sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) < 2**22 + 2**12
+
+
+def test_an_archive_that_grows_two_hundred_times_is_refused_alone_and_in_sum_where_that_is_much(tmp_path):
+    scans, place = tmp_path / "scans", tmp_path / "unpacked"
+    zeros, noise = bytes(2**20), np.random.default_rng(0).bytes(2**20)
+    scans.mkdir()
+    # 105 MB of zeros as one member, 105 members of 1 MB, and the one beside noise that makes the whole look honest.
+    for name, members, beside in (("one", 1, b""), ("many", 105, b""), ("hidden", 1, noise)):
+        with zipfile.ZipFile(scans / f"{name}.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as opened:
+            for number in range(members):
+                with opened.open(f"{number}.raw", "w") as member:
+                    for _ in range(105 // members):
+                        member.write(zeros)
+            if beside:
+                opened.writestr("noise.raw", beside)
+    archive(scans / "small.zip", [("zeros.raw", zeros)])
+    _, skipped = listed(formats.discover(scans, unpack_into=place), scans, place)
+    assert all("expected at most 200 times its" in skipped[f"{name}.zip"] for name in ("one", "many"))
+    assert "1 member that unpack to more than 100 MB and 200 times" in skipped["hidden.zip"]
+    assert "unpack it yourself if you trust it" in skipped["hidden.zip"] and "small.zip" not in skipped
+    sizes = {path.name: path.stat().st_size for path in place.rglob("*.raw")}
+    assert sizes == {"noise.raw": 2**20, "zeros.raw": 2**20}
 
 
 def shared_stream(data, times):

@@ -46,6 +46,12 @@ def refusal(path):
     return str(caught.value)
 
 
+def with_intent(array, intent):
+    image = nibabel.Nifti1Image(array, np.eye(4))
+    image.header.set_intent(intent)
+    return image
+
+
 # ------------------------------------------------------------------------------------------------ the folder
 
 
@@ -349,6 +355,12 @@ def test_times_and_channels_as_pages_are_no_volume(tmp_path, axes, shape, words,
     assert words in reason(path)
 
 
+def test_a_tiff_with_slices_within_one_page_is_refused(tmp_path):
+    volume = np.random.default_rng(0).integers(0, 255, (16, 32, 48)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", volume, photometric="minisblack", volumetric=True, tile=(16, 16, 16))
+    assert "16 slices in one page (Image Depth, tag 32997)" in reason(tmp_path / "a.tif")
+
+
 def test_a_stack_behind_one_page_is_refused(tmp_path):
     words = "ImageJ=1.53\nimages=90\nslices=90\n"
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 5), np.uint8), description=words, metadata=None)
@@ -432,6 +444,21 @@ def test_nifti_rgb_has_three_channels(tmp_path):
     assert array.shape == (3, 4, 5, 6) and np.array_equal(array[1], rgb["G"]) and not array[0].any()
 
 
+@pytest.mark.parametrize("intent", ["vector", "rgb vector", "none"])
+def test_nifti_bytes_of_three_components_are_colours(tmp_path, intent):
+    rgb = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 1, 3)).astype(np.uint8)
+    nibabel.save(with_intent(rgb, intent), tmp_path / "a.nii")
+    assert np.array_equal(read_one(tmp_path / "a.nii").array, np.moveaxis(rgb[:, :, :, 0], 3, 0))
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(2.0, np.nan), (1.0, np.inf)])
+def test_an_intercept_that_is_no_number_is_named(tmp_path, slope, intercept):
+    data = bytearray(nibabel.Nifti1Image(np.zeros((2, 3, 4), np.int16), np.eye(4)).to_bytes())
+    data[112:120] = struct.pack("<ff", slope, intercept)
+    (tmp_path / "a.nii").write_bytes(data)
+    assert f"(scl_inter) with the slope (scl_slope) {slope:g}, found {intercept}" in reason(tmp_path / "a.nii")
+
+
 @pytest.mark.parametrize(("unit", "factor"), [("meter", 1000.0), ("micron", 0.001), ("mm", 1.0)])
 def test_nifti_units_become_millimetres(tmp_path, affine, unit, factor):
     image = nibabel.Nifti1Image(np.zeros((2, 2, 2), np.int16), affine)
@@ -457,6 +484,12 @@ def test_a_nifti_without_orientation_says_so(tmp_path):
             "found 2 of 4 that are NaN or infinite",
         ),
         (nibabel.Nifti1Image(np.zeros(7, np.int16), np.eye(4)), "expected a 2-D or 3-D volume"),
+        (
+            with_intent(np.zeros((2, 3, 4, 1, 3), np.float32), "vector"),
+            "3 components of float32 at each voxel with NIfTI intent 1007",
+        ),
+        (with_intent(np.zeros((2, 3, 4, 1, 3), np.float32), "none"), "a vector or displacement field"),
+        (with_intent(np.zeros((2, 3, 4, 1, 3), np.uint8), "displacement vector"), "NIfTI intent 1006"),
     ],
 )
 def test_a_nifti_that_is_no_scan_is_refused(tmp_path, image, words):
@@ -665,12 +698,33 @@ def test_nrrd_headers_are_understood_as_itk_does(tmp_path, changes, data):
         ({"space_origin": "(a,b,c)"}, "expected numbers"),
         ({"data_file": "LIST"}, "one file beside it"),
         ({"data_file": "../x.raw"}, "one file beside it"),
-        ({"kinds": "domain vector domain"}, "found 5 components"),
+        ({"kinds": "domain vector domain"}, "neither space nor RGB-color (vector of 5)"),
     ],
 )
 def test_a_broken_nrrd_is_refused(tmp_path, changes, words):
     nrrd(tmp_path / "a.nrrd", VOXELS.tobytes(), **changes)
     assert words in refusal(tmp_path / "a.nrrd")
+
+
+@pytest.mark.parametrize("kind", ["list", "vector", "3-vector", "time", "covariant-vector", "???", "HSV-color"])
+@pytest.mark.parametrize("last", [False, True])
+def test_an_nrrd_axis_of_three_is_colour_only_where_it_says_so(tmp_path, kind, last):
+    three, kinds, directions = ["3"], [kind], ["none"]
+    sizes, space = ["6", "5", "4"], ["(1,0,0)", "(0,1,0)", "(0,0,1)"]
+    order = (lambda axis, rest: rest + axis) if last else (lambda axis, rest: axis + rest)
+    changes = {
+        "dimension": "4",
+        "sizes": " ".join(order(three, sizes)),
+        "kinds": " ".join(order(kinds, ["domain"] * 3)),
+        "space_directions": " ".join(order(directions, space)),
+    }
+    nrrd(tmp_path / "a.nrrd", VOXELS.tobytes() * 3, **changes)
+    assert f"neither space nor RGB-color ({kind.lower()} of 3)" in reason(tmp_path / "a.nrrd")
+
+
+def test_a_picture_over_time_is_no_volume(tmp_path):
+    nrrd(tmp_path / "a.nrrd", VOXELS.tobytes(), kinds="domain domain time")
+    assert "(time of 4)" in reason(tmp_path / "a.nrrd")
 
 
 META = """ObjectType = Image
@@ -704,6 +758,16 @@ def test_metaimage_headers_are_understood_as_itk_does(tmp_path, kind, more, data
     text = META.format(kind=kind, more="BinaryData = True\n" + more)
     (tmp_path / "a.mha").write_bytes(text.encode() + b"LOCAL\n" + data)
     same_as_itk(tmp_path / "a.mha")
+
+
+def test_element_size_is_the_spacing_where_there_is_no_other(tmp_path):
+    text = META.format(kind="MET_SHORT", more="BinaryData = True\n").replace("ElementSpacing", "ElementSize")
+    (tmp_path / "a.mha").write_bytes(text.encode() + b"LOCAL\n" + VOXELS.tobytes())
+    image = same_as_itk(tmp_path / "a.mha")
+    assert image.spacing == pytest.approx((0.7, 0.8, 2.5)) and "ElementSize is taken" in image.notes[0]
+    both = text.replace("ElementSize", "ElementSize = 9 9 9\nElementSpacing")
+    (tmp_path / "a.mha").write_bytes(both.encode() + b"LOCAL\n" + VOXELS.tobytes())
+    assert same_as_itk(tmp_path / "a.mha").notes == ()
 
 
 def test_a_metaimage_whose_voxels_end_with_their_file_is_read(tmp_path):

@@ -204,6 +204,13 @@ def test_other_series_sizes_frames_and_patients_stay_apart(change):
     assert [len(stack) for stack, _ in stacks] == [3, 3]
 
 
+def test_a_patient_spelled_in_two_ways_is_one_in_one_series():
+    slices = [replace(entry, patient=name) for entry, name in zip(many([0, 5, 10]), ("P1", "p1", "P1 "))]
+    ((stack, notes),), _ = arrange(slices, no_pixels)
+    assert len(stack) == 3 and "Patient ID (0010,0020) is spelled in several ways" in notes[0]
+    assert not any("p1" in note.lower() for note in notes)
+
+
 def test_a_writer_that_gives_every_slice_a_study_of_its_own_does_not_tear_the_series():
     slices = [replace(entry, study=f"1.2.{k}") for k, entry in enumerate(many([0, 5, 10]))]
     assert [len(stack) for stack, _ in arrange(slices, no_pixels)[0]] == [3]
@@ -243,6 +250,13 @@ def test_copies_are_dropped_by_position_and_pixels_and_listed():
     assert sorted(len(stack) for stack, _ in stacks) == [1, 3]
 
 
+@pytest.mark.parametrize("apart", [1e-8, -1e-8, 0.004, -0.004])
+def test_a_copy_a_hair_away_is_a_copy_wherever_positions_round_to(apart):
+    slices = [*many(np.arange(9) * 0.625), one("copy", 0.625 + apart)]
+    stacks, (skipped,) = arrange(slices, lambda entry: "same")
+    assert skipped.file == Path("copy") and [len(stack) for stack, _ in stacks] == [9]
+
+
 def test_pixels_that_cannot_be_read_are_no_copies():
     def broken(entry):
         raise OSError("cannot be decoded")
@@ -255,6 +269,92 @@ def test_time_points_are_told_apart_by_the_first_tag_that_does():
     slices = [one(f"{t}-{k}", 3 * k, acquisition=("M", str(t))) for t in range(4) for k in range(5)]
     stacks, _ = arrange(slices[::-1], no_pixels)
     assert [[entry.acquisition[1] for entry in stack] for stack, _ in stacks] == [[str(t)] * 5 for t in range(4)]
+
+
+def told(**values):
+    """An `acquisition` with these values."""
+    return tuple(str(values.get(name, "")) for name in series.ACQUISITION)
+
+
+ALTERNATING = [
+    ("ConvolutionKernel", ["B30f", "B70f"], "Convolution Kernel (0018,1210)"),
+    ("EchoTime", ["20", "90"], "Echo Time (0018,0081)"),
+    ("EchoNumbers", ["1", "2"], "Echo Number (0018,0086)"),
+    ("DiffusionBValue", ["", "1000"], None),
+    ("DiffusionBValue", ["0.0", "1000.0"], "Diffusion b-value (0018,9087)"),
+    ("InversionTime", ["300", "2500"], "Inversion Time (0018,0082)"),
+    ("KVP", ["120", "80"], "KVP (0018,0060)"),
+    ("StackID", ["1", "2"], "Stack ID (0020,9056)"),
+    ("ImageType", ["ORIGINAL\\PRIMARY\\M_FFE\\M", "ORIGINAL\\PRIMARY\\PHASE MAP\\P"], "Image Type (0008,0008)"),
+    ("ImageType", ["DERIVED\\PRIMARY\\DIXON\\WATER", "DERIVED\\PRIMARY\\DIXON\\FAT"], "Image Type (0008,0008)"),
+    ("ImageType", ["ORIGINAL\\PRIMARY\\AXIAL", "DERIVED\\SECONDARY\\HELICAL"], None),
+    ("EchoTime", ["4.184", "4.176"], None),
+    ("KVP", ["120", "120.0"], None),
+    ("AcquisitionNumber", ["1", "2"], None),
+    ("TriggerTime", ["0", "512.5"], None),
+    ("TemporalPositionIdentifier", ["1", "2"], None),
+    ("FlipAngle", ["10", "12"], None),
+]
+
+
+@pytest.mark.parametrize(("name", "values", "words"), ALTERNATING)
+@pytest.mark.parametrize("end_to_end", [False, True])
+def test_two_contrasts_never_form_one_volume_though_no_position_repeats(name, values, words, end_to_end):
+    which = [0] * 5 + [1] * 5 if end_to_end else [0, 1] * 5
+    slices = [replace(e, acquisition=told(**{name: values[k]})) for e, k in zip(many(np.arange(10) * 2.5), which)]
+    stacks, _ = arrange(slices, no_pixels)
+    if words is None:
+        assert [len(stack) for stack, _ in stacks] == [10] and stacks[0][1] == ()
+        return
+    assert [len(stack) for stack, _ in stacks] == [5, 5]
+    assert all(len({entry.acquisition for entry in stack}) == 1 for stack, _ in stacks)
+    assert all(notes == (f"{words} differs within the series: used as two volumes",) for _, notes in stacks)
+
+
+def test_echo_number_and_time_that_differ_together_make_two_volumes_and_one_note():
+    slices = [
+        replace(e, acquisition=told(EchoNumbers=k % 2, EchoTime=20 + k % 2 * 70 + k / 1000))
+        for k, e in enumerate(many(np.arange(8) * 3))
+    ]
+    stacks, _ = arrange(slices, no_pixels)
+    assert [len(stack) for stack, _ in stacks] == [4, 4]
+    assert stacks[0][1] == (
+        "Echo Number (0018,0086) and Echo Time (0018,0081) differ within the series: used as two volumes",
+    )
+
+
+def test_a_number_of_its_own_for_every_slice_is_no_contrast():
+    slices = [replace(e, acquisition=told(InversionTime=1500 + 40 * k)) for k, e in enumerate(many(np.arange(8) * 3))]
+    ((stack, notes),), _ = arrange(slices, no_pixels)
+    assert len(stack) == 8 and notes == ("Inversion Time (0018,0082) differs from slice to slice: kept as one volume",)
+
+
+def test_interleaved_echoes_of_two_time_points_are_four_volumes():
+    slices = [
+        one(f"{t}-{k}", 2 * k, acquisition=told(TemporalPositionIdentifier=t, EchoTime=(20, 90)[k % 2]))
+        for t in (1, 2)
+        for k in range(8)
+    ]
+    stacks, _ = arrange(slices, no_pixels)
+    assert [len(stack) for stack, _ in stacks] == [4] * 4
+    assert all(len({entry.acquisition for entry in stack}) == 1 for stack, _ in stacks)
+
+
+def test_phases_whose_trigger_times_shift_from_slice_to_slice_are_told_apart_by_their_order():
+    slices = [
+        one(f"{z}-{t}", 8 * z, acquisition=told(TriggerTime=round(40 * t + 0.7 * z, 2)))
+        for z in range(4)
+        for t in (3, 1, 0, 4, 2)
+    ]
+    stacks, _ = arrange(slices, no_pixels)
+    assert [[entry.file.name for entry in stack] for stack, _ in stacks] == [
+        [f"{z}-{t}" for z in range(4)] for t in range(5)
+    ]
+    assert all("TriggerTime shifts from slice to slice" in notes[0] for _, notes in stacks)
+    # A position that lacks an image has no ranks.
+    assert len(arrange(slices[1:], no_pixels)[0]) > 5
+    exact = [replace(e, acquisition=told(TriggerTime=e.file.name.split("-")[1])) for e in slices]
+    assert [(len(stack), notes) for stack, notes in arrange(exact, no_pixels)[0]] == [(4, ())] * 5
 
 
 def test_frames_of_one_file_are_arranged_like_files():
@@ -277,6 +377,14 @@ def test_source_files_names_one_file_a_slice_unless_one_file_holds_all():
     single = many([0, 5])
     assert source_files(single) == ((Path("00000"), Path("00001")), ())
     assert source_files([replace(entry, frame=0) for entry in single]) == ((Path("00000"), Path("00001")), (0, 0))
+
+
+def test_ten_thousand_slices_of_one_series_in_two_kernels_make_two_volumes():
+    slices = [
+        replace(entry, acquisition=told(ConvolutionKernel=f"B{k % 2}", EchoTime=20 + k / 1e6))
+        for k, entry in enumerate(many(np.arange(10000) * 0.5))
+    ]
+    assert [len(stack) for stack, _ in arrange(slices, no_pixels)[0]] == [5000, 5000]
 
 
 def test_ten_thousand_slices_of_many_orientations_read_no_pixels_and_form_their_stacks():

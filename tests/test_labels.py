@@ -159,6 +159,33 @@ def test_a_file_name_that_occurs_twice_names_no_scan():
     assert found == {"1.png": [], "b/1.png": [1], "2.png": [2], "2": [2], "c/x": [3, 4], "x/9.dcm": [4]}
 
 
+def test_a_folder_in_full_means_all_below_it_and_a_shortened_one_that_lies_in_several_folders_none():
+    sources = [scan(f"{p}/{s}/0.dcm", f"PID{p}", files=2) for p in (1, 2, 3) for s in (1, 2, 3)]
+    sources.append(scan("4/only/0.dcm", "PID4", files=2))
+    found = names.locate(["1", "2/3", "3", "only", "scans/2/1", "/x/scans/1", "gone"], sources, names_of(sources))
+    assert found == {"1": [0, 1, 2], "2/3": [5], "3": [6, 7, 8], "only": [9], "scans/2/1": [3], "/x/scans/1": [0, 1, 2]}
+    below = [scan(f"a/{p}/CT/0.dcm", f"PID{p}", files=2) for p in (1, 2)]
+    assert names.locate(["CT", "1/CT", "a"], below, names_of(below)) == {"CT": [], "1/CT": [0], "a": [0, 1]}
+
+
+def test_rows_that_fit_several_scans_label_none_and_are_counted(table):
+    sources = [scan(f"g/p{p}/{s}/0.dcm", f"PID00{p}", files=2) for p in range(4) for s in (1, 2)]
+    text = "file,label\n1,wrong\n" + "".join(f"p{p}/2,{'ab'[p % 2]}\n" for p in range(4))
+    found, words = find(table(text), sources)
+    assert found == [None, "a", None, "b"] * 2
+    assert "1 of its 5 rows fit several scans or folders and so none: give the path" in words
+
+
+@pytest.mark.parametrize("missing", ["n/a", "N/A", "NaN", "null", ""])
+def test_what_says_that_a_value_is_missing_is_no_class_and_no_patient(table, missing):
+    found, words = find(table(column(["AD", "CN", missing, "AD", "CN"] * 2)), TEN)
+    assert found == ["AD", "CN", None, "AD", "CN"] * 2
+    assert "2 scans are not in it, or have no value there, and have no label" in words
+    sources = [scan("a.png"), scan("b.png")]
+    path = table(f"file,patient,label\na.png,{missing},1\nb.png,{missing},0\n")
+    assert labels.patients_of(str(path), sources, ["scan:a", "scan:b"], names_of(sources)) == ["scan:a", "scan:b"]
+
+
 def test_a_series_whose_files_have_different_labels_has_none(table):
     sources = [scan("s/000.dcm", files=3), *TEN]
     text = "file,label\ns/000.dcm,a\ns/001.dcm,b\n" + "".join(f"p{k}.dcm,{'ab'[k % 2]}\n" for k in range(10))
@@ -196,6 +223,12 @@ def test_patients_come_from_the_table_where_files_do_not_name_them(table):
         ["MR brain", "ms lesion"] * 5,
         ["1.25", "2.5"] * 5,
         ["0-40", "41-60"] * 5,
+        ["Left Lung", "Right Lung"] * 5,
+        ["Lung, Left", "Lung, Right"] * 5,
+        ["Mild Demented", "Very Mild Demented"] * 5,
+        ["Normal", "Viral Pneumonia"] * 5,
+        ["march fracture", "may be malignant"] * 5,
+        ["034Y", "056Y"] * 5,
     ],
 )
 def test_names_of_classes_codes_and_grades_are_classes(table, values):
@@ -222,12 +255,42 @@ def test_names_of_classes_codes_and_grades_are_classes(table, values):
         (["MRN 12", "x"] * 5, "look like phone or ID numbers"),
         (["a" * 61, "b"] * 5, "free text is no class"),
         (["one two three four five six seven eight nine", "b"] * 5, "free text is no class"),
+        (["Jan 5, 1980", "March 3, 1971"] * 5, "look like dates"),
+        (["5. Mai 1980", "3. Oktober 1971"] * 5, "look like dates"),
+        (["5 de mayo de 1980", "x"] * 5, "look like dates"),
+        (["1980-05", "x"] * 5, "look like dates"),
+        (["05/1980", "x"] * 5, "look like dates"),
+        (["May 1980", "x"] * 5, "look like dates"),
+        (["1980", "1971"] * 5, "look like years"),
+        (["034Y", "056Y", "071Y", "045Y", "034Y"] * 2, "look like ages"),
+        (["MRN1234", "x"] * 5, "look like phone or ID numbers"),
+        (["Smith MD", "x"] * 5, "look like names of persons"),
+        (["Meier, Hans", "Huber, Anna"] * 5, "look like names of people"),
+        (["O'Brien, P.", "de Vries, Jan-Willem"] * 5, "look like names of people"),
+        (["Hans Meier", "Anna Huber"] * 5, "look like names of people"),
         (["a"] * 10, "found 'a' alone: use --labels none"),
     ],
 )
 def test_what_identifies_or_describes_a_patient_is_refused(table, values, words):
     with pytest.raises(ValueError, match=words):
-        find(table(column(values)), TEN)
+        find(table(column([f'"{value}"' for value in values])), TEN)
+
+
+@pytest.mark.parametrize("patients", [3, 4, 7])
+def test_a_value_of_its_own_for_each_of_a_few_patients_is_refused(table, patients):
+    sources = [scan(f"{p}/{k}.dcm", f"PID{p:04d}") for p in range(patients) for k in range(3)]
+    own = ["Meierhofer", "Schmidlin", "Hubacher", "Kowalska", "Weberknecht", "Kochanski", "Bauernfeind"][:patients]
+    rows = [f"PID{p:04d},{value}\n" for p, value in enumerate(own)]
+    with pytest.raises(ValueError, match=f"{patients} different values for {patients} patients") as error:
+        find(table("patient,label\n" + "".join(rows)), sources)
+    assert not any(value in str(error.value) for value in own)
+    shared = [f"PID{p:04d},{'ab'[p % 2]}\n" for p in range(patients)]
+    assert set(find(table("patient,label\n" + "".join(shared)), sources)[0]) == {"a", "b"}
+
+
+def test_codes_of_an_attribute_may_be_different_in_each_of_a_few_patients():
+    sources = [scan(f"{k}.dcm", f"PID000{k}", tags=(("ViewPosition", v),)) for k, v in enumerate(("AP", "PA", "LL"))]
+    assert find("tag:ViewPosition", sources)[0] == ["AP", "PA", "LL"]
 
 
 @pytest.mark.parametrize(
@@ -255,11 +318,37 @@ def test_a_label_that_every_patient_has_its_own_of_is_refused_however_many_scans
     )
 
 
-@pytest.mark.parametrize("name", ["patient_name", "dob", "Radiologist", "study date", "comments", "MRN"])
+@pytest.mark.parametrize(
+    "name",
+    ["patient_name", "dob", "Radiologist", "study date", "comments", "MRN", "zipcode", "PLZ", "postcode", "postal_code"]
+    + ["accession", "AccessionNumber", "initials", "subject", "Nachname", "vorname", "apellido", "Nom", "prénom"]
+    + ["person", "yob", "birthyear", "year_of_birth", "Jahrgang", "PatientID", "case_id", "family name", "studydate"],
+)
 def test_a_column_is_refused_by_its_name_too(table, name):
     path = table(column("ababababab", f"file,{name}"))
     with pytest.raises(ValueError, match="a column whose name says identifier, date or free text"):
         find(f"{path}:{name}", TEN)
+
+
+@pytest.mark.parametrize("name", ["candidate", "covid", "mass", "birads", "T-stage", "thyroid", "cap", "homogeneous"])
+def test_a_column_that_only_holds_the_letters_of_a_private_word_is_taken(table, name):
+    path = table(column("ababababab", f"file,{name}"))
+    assert find(f"{path}:{name}", TEN)[0] == list("ababababab")
+
+
+@pytest.mark.parametrize(
+    "name, values, words",
+    [
+        ("year", ["1980", "unknown"] * 5, "look like years"),
+        ("age", ["34", "56", "71", "45", "34"] * 2, "4 different numbers from a measurement"),
+    ],
+)
+def test_years_and_a_few_ages_are_refused_by_what_the_column_is_called(table, name, values, words):
+    path = table(column(values, f"file,{name}"))
+    with pytest.raises(ValueError, match=words):
+        find(f"{path}:{name}", TEN)
+    codes = ["1", "2", "3", "1", "2"] * 2
+    assert find(f"{table(column(codes, f'file,{name}'))}:{name}", TEN)[0] == codes
 
 
 def test_another_column_is_chosen_by_name_in_any_case(table):
@@ -296,6 +385,17 @@ def test_a_tag_gives_classes_in_one_spelling():
         find("tag:Modality", sources)
 
 
+def test_sex_is_taken_as_a_class_and_said_to_be_personal():
+    sources = [scan(f"{k}.dcm", tags=(("PatientSex", "MF"[k % 2]),)) for k in range(4)]
+    found, words = find("tag:PatientSex", sources)
+    assert found == ["M", "F", "M", "F"]
+    assert "PatientSex (0010,0040), a personal attribute (PS3.15 table E.1-1) that now travels" in words
+    assert (
+        "personal"
+        not in find("tag:Modality", [scan("a", tags=(("Modality", "CT"),)), scan("b", tags=(("Modality", "MR"),))])[1]
+    )
+
+
 def test_only_tags_ask_for_tags():
     assert labels.tags_needed("tag:BodyPartExamined") == ("BodyPartExamined",)
     assert labels.tags_needed("auto") == labels.tags_needed("t.csv:label") == ()
@@ -324,6 +424,8 @@ PatientName PatientReligiousPreference PatientTelephoneNumbers PerformedProcedur
 PerformedProcedureStepID PerformedStationName PerformingPhysicianName PerformedStationAETitle PlateID ProtocolName
 ReasonForStudy ReferringPhysicianName RegionOfResidence RequestedProcedureDescription RequestingService
 ResponsiblePerson ReviewerName RetrieveAETitle ScheduledStationName SelectorASValue SeriesDate SeriesDescription
+PatientWeight PatientSize PatientSexNeutered SmokingStatus PregnancyStatus PatientBodyMassIndex ResponsiblePersonRole
+MeasuredAPDimension PatientState ClinicalTrialTimePointID LastMenstrualDate PatientSizeCodeSequence VisitStatusID
 SeriesInstanceUID SeriesTime ServiceEpisodeID SOPInstanceUID SpecialNeeds StationName StudyComments StudyDate
 StudyDescription StudyID StudyInstanceUID StudyTime TextString TimezoneOffsetFromUTC VisitComments PixelData
 """.split()  # noqa: SIM905

@@ -85,6 +85,30 @@ def test_a_bids_label_map_belongs_to_the_images_that_it_names():
     assert masks.match("auto", sources, names_of(sources))[:2] == ({0: [2]}, {2})
 
 
+@pytest.mark.parametrize(
+    "images, mask, expected",
+    [
+        (["ses-1_T1w", "ses-2_T1w"], "label-lesion_dseg", []),
+        (["ses-1_T1w", "ses-2_FLAIR"], "label-lesion_dseg", []),
+        (["ses-1_T1w", "ses-1_FLAIR"], "label-lesion_dseg", [0, 1]),
+        (["ses-1_run-1_T1w", "ses-1_run-2_T1w"], "ses-1_dseg", []),
+        (["ses-1_T1w", "ses-1_run-2_T1w", "ses-1_FLAIR"], "ses-1_dseg", [0, 2]),
+        (["run-1_T1w", "FLAIR"], "dseg", [0, 1]),
+        (["ses-1_run-1_T1w", "ses-1_run-2_T1w"], "ses-1_run-2_dseg", [1]),
+    ],
+)
+def test_a_bids_mask_that_does_not_say_its_session_or_run_goes_to_none_of_several(images, mask, expected):
+    from scansmith.formats import bids
+
+    listed = [scan(f"sub-01/anat/sub-01_{name}.nii.gz") for name in images]
+    listed.append(scan(f"derivatives/x/sub-01/anat/sub-01_{mask}.nii.gz"))
+    sources = bids.understand(listed, dict(zip([s.files[0] for s in listed], names_of(listed))), ROOT)
+    found, every, words = masks.match("auto", sources, names_of(sources))
+    assert found == {image: [len(images)] for image in expected} and every == {len(images)}
+    vague = "1 mask of a subject with several sessions or runs without saying of which, left aside"
+    assert any(line.startswith(vague) for line in words) == (not expected)
+
+
 def test_a_bids_folder_is_understood_from_the_files(tmp_path):
     import nibabel
 
@@ -144,6 +168,97 @@ def test_names_say_which_mask_belongs_to_which_scan(tmp_path, names, expected):
     assert words[0].startswith(f"masks: {len(found)} scan")
 
 
+@pytest.mark.parametrize(
+    "image, mask",
+    [
+        ("images/image{}.png", "labels/label{}.png"),
+        ("img{}.png", "mask{}.png"),
+        ("images/{:03}.png", "masks/mask{:03}.png"),
+        ("images/{:03}.png", "masks/{:03}mask.png"),
+        ("ct{}.png", "seg{}.png"),
+        ("images/image_{}.png", "labels/mask_{:02}.png"),
+        ("images/patient_{:04}_t1.png", "labels/seg_{}.png"),
+        ("a_x{}.png", "a_mask{}.png"),
+        ("p{}.png", "p{}mask.png"),
+    ],
+)
+def test_the_number_in_a_masks_name_says_its_scan(tmp_path, image, mask):
+    numbers = (1, 2, 3, 10)
+    sources, names = write_pictures(
+        tmp_path, [image.format(k) for k in numbers] + [mask.format(k) for k in (*numbers[1:], 77)]
+    )
+    found, every, words = masks.match("auto", sources, names)
+    assert called(found, names) == {image.format(k): [mask.format(k)] for k in numbers[1:]}
+    assert len(every) == 4 and "1 mask without a scan, left aside" in words
+
+
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (["images/a.png", "images/b.png", "masks/mask1.png", "masks/mask2.png"], "2 masks that would fit several"),
+        (["images/a.png", "images/b.png", "masks/mask.png"], "1 mask that would fit several scans"),
+        (["ct1.png", "mr1.png", "seg1.png"], "1 mask that would fit several scans"),
+        (
+            [f"images/image{k}.png" for k in range(3)] + [f"labels/label{k + 1}.png" for k in range(3)],
+            "3 masks with the scans' numbers but for a shift",
+        ),
+        (["images/1.png", "scans/1.png", "labels/1.png"], "1 mask that would fit several scans"),
+        (["imagesTr/1.png", "imagesTs/1.png", "labels/1.png"], "1 mask that would fit several scans"),
+    ],
+)
+def test_a_mask_that_would_fit_several_scans_goes_to_none_and_it_is_said(tmp_path, names, words):
+    sources, names = write_pictures(tmp_path, names)
+    found, every, said = masks.match("auto", sources, names)
+    assert found == {} and {names[mask] for mask in every} == {
+        name for name in names if "mask" in name or "label" in name or "seg" in name
+    }
+    assert said[0].startswith(words) and "--masks IMAGES:MASKS" in said[0]
+
+
+def test_numbered_masks_of_a_folders_only_scan_are_its_observers(tmp_path):
+    sources, names = write_pictures(tmp_path, ["p/scan.png", "p/mask1.png", "p/mask2.png", "q/a.png", "q/a_mask2.png"])
+    found, _, words = masks.match("auto", sources, names)
+    assert called(found, names) == {"p/scan.png": ["p/mask1.png"], "q/a.png": ["q/a_mask2.png"]}
+    assert "1 scan with several masks, as of two observers: the first by name is taken" in words
+
+
+@pytest.mark.parametrize(
+    "train, test, label", [("imagesTr", "imagesTs", "labelsTr"), ("images_train", "images_test", "train_masks")]
+)
+def test_masks_of_the_training_folder_never_go_to_scans_of_the_test_folder(tmp_path, train, test, label):
+    sources, names = write_pictures(
+        tmp_path, [f"{folder}/00{k}.png" for folder in (train, test, label) for k in (1, 2)]
+    )
+    found, every, _ = masks.match("auto", sources, names)
+    assert called(found, names) == {f"{train}/00{k}.png": [f"{label}/00{k}.png"] for k in (1, 2)}
+    assert len(every) == 2
+
+
+def test_of_two_scans_of_one_name_the_one_on_the_masks_grid_has_it():
+    here, there = tuple(np.eye(4).ravel()), tuple((np.eye(4) + np.outer([500, 0, 0, 0], [0, 0, 0, 1])).ravel())
+    sources = [
+        scan("images/1.nii", affine=here),
+        scan("raw/1.nii", affine=here, shape=(32, 32, 8)),
+        scan("labels/1.nii", affine=here),
+        scan("images/2.nii", affine=there),
+        scan("labels/2.nii", affine=here, shape=(10, 10, 4)),
+        scan("images/3.nii", affine=here),
+        scan("labels/3.nii", affine=here, shape=(10, 10, 4)),
+    ]
+    pairs, suspects, doubts = masks._folder_groups(list(range(7)), sources, names_of(sources))
+    assert pairs == {0: [2], 5: [6]} and suspects == {2, 4, 6}
+    assert doubts == {4: masks.ELSEWHERE}
+
+
+def test_a_picture_mask_of_other_proportions_is_left_aside_and_it_is_said(tmp_path):
+    sources, names = write_pictures(tmp_path, ["images/1.png", "images/2.png", "labels/1.png", "labels/2.png"])
+    sources[0] = scan(names[0], format="png", shape=(16, 24, 1), root=tmp_path)
+    sources[1] = scan(names[1], format="png", shape=(32, 32, 1), root=tmp_path)
+    found, every, words = masks.match("auto", sources, names)
+    assert called(found, names) == {"images/2.png": ["labels/2.png"]} and every == {2, 3}
+    assert any(line.startswith("1 mask with a scan's name but of another size") for line in words)
+
+
 def test_of_two_observers_the_first_is_taken_and_it_is_said(tmp_path):
     sources, names = write_pictures(tmp_path, ["a.png", "a_2ndHO.png", "a_1stHO.png"])
     found, every, words = masks.match("auto", sources, names)
@@ -178,8 +293,8 @@ def test_a_mask_without_its_scan_is_left_aside_and_counted(tmp_path):
 
 def test_a_name_that_goes_on_needs_the_same_grid():
     sources = [scan("s_ct.nii"), scan("s_mr.nii", shape=(20, 20, 8)), scan("s_seg.nii")]
-    pairs, suspects = masks._name_groups([0, 1, 2], sources, names_of(sources))
-    assert pairs == {0: [2]} and suspects == {2}
+    pairs, suspects, doubts = masks._name_groups([0, 1, 2], sources, names_of(sources))
+    assert pairs == {0: [2]} and suspects == {2} and not doubts
 
 
 def test_patterns_match_without_looking_and_take_what_the_left_side_wins():

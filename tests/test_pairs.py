@@ -139,6 +139,39 @@ def test_a_table_that_pairs_nothing_or_too_much_is_refused(tmp_path, text, words
         find(table(tmp_path, text), [scan("p1/mr.nii"), scan("p1/ct.nii"), scan("p2/ct.nii")])
 
 
+def test_rows_that_fit_several_scans_are_counted_apart(tmp_path):
+    sources = [scan(f"g/{p}/{name}.nii") for p in ("p1", "p2") for name in ("mr", "ct")]
+    found, words = find(table(tmp_path, "source,target\np1/mr.nii,p1/ct.nii\nmr.nii,ct.nii\nx,ct.nii\n"), sources)
+    assert found == [(0, 1)]
+    assert words[1:] == (
+        "1 of the table's 3 rows name a file that is no usable scan, left out",
+        "1 of the table's 3 rows fit several scans, left out: give the path of one scan in full",
+    )
+
+
+# ------------------------------------------------------------------------------------------------ two patients
+
+
+@pytest.mark.parametrize("by", ["patterns", "table"])
+def test_pairs_of_two_known_patients_are_left_out_and_counted(tmp_path, by):
+    sources = [scan(f"{k}_{kind}.dcm") for k in range(3) for kind in ("T1", "T2")]
+    rows = "".join(f"{k}_T1.dcm,{k}_T2.dcm\n" for k in range(3))
+    text = "*_T1.dcm:*_T2.dcm" if by == "patterns" else table(tmp_path, "source,target\n" + rows)
+    patients = ["patient:A", "patient:B", "patient:C", "patient:c ", "patient:D", "scan:2_T2.dcm"]
+    found, words = find(text, sources, patients)
+    assert found == [(2, 3), (4, 5)]
+    assert (
+        "left out: 1 pair of them, whose two scans are of different patients by Patient ID (0010,0020); 2 stay" in words
+    )
+    with pytest.raises(ValueError, match=r"different Patient IDs .* in every one of 3 pairs .* correct the names"):
+        find(text, sources, [f"patient:{k}" for k in range(6)])
+
+
+def test_the_only_two_scans_of_a_folder_are_no_pair_when_they_are_of_two_patients():
+    with pytest.raises(ValueError, match="in every one of 1 pair of"):
+        find("*T1.dcm:*T2.dcm", [scan("b/AnnaT1.dcm"), scan("b/BertT2.dcm")], ["patient:A", "patient:B"])
+
+
 def test_a_table_that_is_not_there_is_said():
     with pytest.raises(ValueError, match=r"found no file nowhere\.csv"):
         find("nowhere.csv", [scan("a")])

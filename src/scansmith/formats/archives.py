@@ -17,8 +17,10 @@ from typing import Any, BinaryIO
 from .source import Skipped, explain
 
 SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
-# Deflate turns one byte into at most 1032; what claims more was made to fill the disk.
-MOST_EXPANSION = 1100
+# Scans and masks shrink to a hundredth at best, zeros to a thousandth: what grows beyond this was made to fill the disk.
+# Below the bytes that any disk has room for, nothing is asked.
+MOST_EXPANSION = 200
+HARMLESS = 100 * 10**6
 # Left free on the disk, in bytes.
 MARGIN = 2**30
 # Kept in an unpacked folder; tells which archive it came from and what was refused.
@@ -49,7 +51,7 @@ def unpack(archive: Path, target: Path) -> tuple[bool, list[Skipped]]:
     """Unpack a zip archive to the folder `target`, all that can be or nothing; one that is there already is left as it is.
 
     Members that are encrypted, links, absolute, or that climb out are refused, and so is what unpacks to more than
-    1100 times its size or to more than the disk holds. Unpacked files take the archive's own modification time, so
+    100 MB and 200 times its size, one by one or all together, or to more than the disk holds. Unpacked files take the archive's own modification time, so
     that an `Index` knows them again.
 
     Returns:
@@ -140,8 +142,8 @@ def _bomb(members: list[zipfile.ZipInfo], size: int) -> str | None:
     total = sum(member.file_size for member in members)
     if packed > size:
         return f"expected members that lie one behind the other, found {packed} bytes of them in an archive of {size}: overlapping members, as in a zip bomb"
-    if total > MOST_EXPANSION * size:
-        return f"expected at most {MOST_EXPANSION} times its {size} bytes, found {total} when unpacked: a zip bomb"
+    if total > max(HARMLESS, MOST_EXPANSION * size):
+        return f"expected at most {MOST_EXPANSION} times its {size} bytes when unpacked, found {total}, as in a zip bomb: unpack it yourself if you trust it"
     return None
 
 
@@ -164,8 +166,8 @@ def _refusal(member: zipfile.ZipInfo) -> str | None:
     # Of bzip2 and LZMA no bound is known before a piece is unpacked.
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return "that are compressed otherwise than by deflate: unpack it first"
-    if member.file_size > MOST_EXPANSION * member.compress_size:
-        return f"that unpack to more than {MOST_EXPANSION} times their size, as in a zip bomb: left out"
+    if member.file_size > max(HARMLESS, MOST_EXPANSION * member.compress_size):
+        return f"that unpack to more than {HARMLESS // 10**6} MB and {MOST_EXPANSION} times their size, as in a zip bomb: unpack it yourself if you trust it"
     return None
 
 

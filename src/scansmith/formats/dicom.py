@@ -15,7 +15,7 @@ import numpy as np
 from ..image import MODALITIES, PICTURES, Image
 from . import dicom_masks
 from .dicom_file import Header, read_elements, read_header
-from .dicom_frames import DIMENSIONS, SEQUENCES, frame_attributes
+from .dicom_frames import SEQUENCES, element_value, frame_attributes
 from .dicom_masks import MASK_CLASSES, read_mask
 from .dicom_pixels import (
     GREY,
@@ -36,7 +36,7 @@ from .dicom_pixels import (
     text_of,
     value_facts,
 )
-from .series import Slice, affine, drop_identical, source_files
+from .series import ACQUISITION, Slice, affine, drop_identical, source_files
 from .series import arrange as arrange_series
 from .source import MAX_VOXELS, FormatError, Skipped, Source, explain, require_finite
 
@@ -66,23 +66,12 @@ SECONDARY_CAPTURE = {STORAGE + "7", *(f"{STORAGE}7.{number}" for number in (1, 2
 DICOMDIR = "1.2.840.10008.1.3.10"
 # Codes of units (PS3.16, CID 7181 and older files) that are Hounsfield's.
 HOUNSFIELD_CODES = {"[hnsf'U]", "HU", "hnsf'U"}
-# What tells images at one position apart, the most telling first; the blanks are filled for frames alone.
-ACQUISITION = (
-    "ImageType",
-    "EchoNumbers",
-    "EchoTime",
-    "DiffusionBValue",
-    "DiffusionGradientOrientation",
-    "TemporalPositionIdentifier",
-    "InversionTime",
-    "FlipAngle",
-    "ConvolutionKernel",
-    *(f"dimension {number}" for number in range(DIMENSIONS)),
-    "StackID",
-    "AcquisitionNumber",
-    "TriggerTime",
-    "file",
-)
+# Values of Image Type (0008,0008) of pictures of a screen, and of projections of several slices; blanks as underscores.
+SCREENS = {"SCREEN_SAVE", "SCREENSAVE"}
+PROJECTIONS = {"MIP", "MINIP", "MIN_IP", "PROJECTION_IMAGE"}
+UNSCALED = "Rescale Slope and Intercept (0028,1053 and 1052) are absent: stored values are taken as HU"
+# Without a rescale, tissue between air and water is what tells HU from anything else: no offset, no padding does so.
+BETWEEN_AIR_AND_WATER = (-1024, -200)
 TEXTS = (
     "PatientID",
     "PatientName",
@@ -107,7 +96,10 @@ HEADER_KEYWORDS = (
     "InstanceNumber",
     "GantryDetectorTilt",
     "NumberOfFrames",
+    "RescaleSlope",
+    "RescaleIntercept",
     "RescaleType",
+    "ModalityLUTSequence",
     "SyntheticData",
     *TEXTS,
     *PLACE_KEYWORDS,
@@ -157,6 +149,7 @@ def header(file: Path, tags: tuple[str, ...] = ()) -> dict[str, Any]:
     if uid in MASK_CLASSES:
         return {"mask": dicom_masks.mask_header(file, read_header(file).dataset)}
     modality = _modality(dataset, uid)
+    _check_image_type(dataset, modality)
     check_syntax(str(dataset.file_meta.TransferSyntaxUID))
     check_pixels(dataset, found.available)
     if _is_large(dataset, uid):
@@ -261,16 +254,16 @@ def _describe(file: Path, dataset: Any, modality: str, tags: tuple[str, ...] = (
     count = frame_count(dataset)
     enhanced = _sop_class(dataset) in ENHANCED
     if count == 1 and not enhanced:
-        return _Described(common, [], [])
+        return _Described(_scaled(common, dataset, dataset), [], [])
     attributes = frame_attributes(dataset, count)
     placed = modality not in PICTURES and any("ImagePositionPatient" in frame for frame in attributes)
     if not placed and not enhanced:
-        return _Described(common, [], attributes)
+        return _Described(_scaled(common, dataset, dataset), [], attributes)
     units = {frame.get("units", "HU") for frame in attributes} - HOUNSFIELD_CODES
     if modality == "CT" and units:
         raise FormatError(f"Measurement Units Code Sequence (0040,08EA) says {min(units)!r}: expected a CT image in HU")
     places = {keyword: value for keyword in PLACE_KEYWORDS if (value := dataset.get(keyword)) is not None}
-    frames = [_frame(common, at, places | frame) for at, frame in enumerate(attributes)]
+    frames = [_scaled(_frame(common, at, places | frame), dataset, frame) for at, frame in enumerate(attributes)]
     return _Described(common, frames, attributes)
 
 
@@ -279,6 +272,7 @@ def _slice(file: Path, dataset: Any, modality: str, tags: tuple[str, ...]) -> Sl
     notes: list[str] = []
     if modality == "CT":
         _check_rescale_type(dataset, notes)
+    _note_projection(dataset, modality, notes)
     text = {name: text_of(dataset, name) for name in TEXTS}
     samples = int(dataset.get("SamplesPerPixel") or 1)
     if dataset.get("PhotometricInterpretation") == PALETTE:
@@ -312,11 +306,12 @@ ACQUISITION_RAW = frozenset(HEADER_KEYWORDS).intersection(ACQUISITION)
 
 
 def _raw(dataset: Any, keyword: str) -> str:
-    """An element's undecoded value as text, only to tell slices apart; decoding ten more tags takes 1 ms a file."""
-    if keyword == "ImageType":  # decoded anyway
-        values = several(dataset, keyword)
-        return str(values[0] if len(values) == 1 else values or "")
-    return str(dataset.get_item(keyword).value).strip() if keyword in dataset else ""
+    """An element's values as text, only to tell slices apart; by pydicom, ten more tags take 1 ms a file."""
+    if keyword not in dataset:
+        return ""
+    # Image Type is decoded anyway.
+    value = several(dataset, keyword) if keyword == "ImageType" else element_value(dataset.get_item(keyword))
+    return "\\".join(str(part).strip() for part in (value if isinstance(value, list) else [value]))
 
 
 def _text(dataset: Any, keyword: str) -> str:
@@ -335,6 +330,7 @@ def _frame(common: Slice, at: int, attributes: Mapping[str, Any]) -> Slice:
     notes: list[str] = []
     if common.modality == "CT":
         _check_rescale_type(attributes, notes)
+    _note_projection(attributes, common.modality, notes)
     position, orientation, spacing = _place(attributes, common.modality, notes)
     own: dict[str, Any] = dict(attributes)
     own["ImageType"] = [*several(attributes, "ImageType"), *several(attributes, "ComplexImageComponent")]
@@ -351,6 +347,59 @@ def _frame(common: Slice, at: int, attributes: Mapping[str, Any]) -> Slice:
         instance=float(at + 1),
         acquisition=tuple("\\".join(str(part) for part in several(own, name)) for name in ACQUISITION),
         notes=tuple(dict.fromkeys((*common.notes, *notes))),
+    )
+
+
+def _image_kinds(facts: Any) -> set[str]:
+    return {str(value).strip().upper().replace(" ", "_") for value in several(facts, "ImageType")}
+
+
+def _check_image_type(dataset: Any, modality: str) -> None:
+    """Refuse CT and MR files that are no slices; PS3.3 C.8.2.1.1.1 knows LOCALIZER alone.
+
+    Raises:
+        FormatError: naming the tag.
+    """
+    if modality not in ("CT", "MR"):
+        return
+    kinds = _image_kinds(dataset)
+    if "SCOUT" in kinds:
+        raise FormatError("Image Type (0008,0008) SCOUT: a scout view, not a slice")
+    if kinds & SCREENS:
+        raise FormatError("Image Type (0008,0008) SCREEN SAVE: a picture of a screen, not a slice")
+
+
+def _note_projection(facts: Any, modality: str, notes: list[str]) -> None:
+    found = sorted(_image_kinds(facts) & PROJECTIONS) if modality in ("CT", "MR") else []
+    if found:
+        notes.append(f"Image Type (0008,0008) {found[0].replace('_', ' ')}: a projection of several slices")
+
+
+def _scaled(entry: Slice, dataset: Any, facts: Any) -> Slice:
+    """The slice, with a note where a CT has no rescale: it is Type 1 in PS3.3 C.8.2.1, and without it units are unknown.
+
+    Args:
+        entry: a slice of any modality.
+        dataset: the file's header.
+        facts: the same, or a frame's attributes.
+
+    Raises:
+        FormatError: no rescale, and stored values that cannot be HU.
+    """
+    if entry.modality != "CT" or dataset.get("SyntheticData") == "YES" or "ModalityLUTSequence" in dataset:
+        return entry
+    if number(facts, "RescaleSlope") is not None or number(facts, "RescaleIntercept") is not None:
+        return entry
+    if str(facts.get("RescaleType") or "").strip().startswith("HU"):
+        return replace(entry, notes=(*entry.notes, f"{UNSCALED}, as Rescale Type (0028,1054) says"))
+    if not dataset.get("PixelRepresentation"):
+        raise _unscaled("unsigned values, which are no HU")
+    return replace(entry, notes=(*entry.notes, UNSCALED))
+
+
+def _unscaled(found: str) -> FormatError:
+    return FormatError(
+        f"expected Rescale Slope (0028,1053) and Rescale Intercept (0028,1052) in a CT image, found none and {found}: export it again from its source, or set both (dcmodify -i '(0028,1052)=-1024' -i '(0028,1053)=1' where air is 0)"
     )
 
 
@@ -410,7 +459,7 @@ def arrange(headers: list[tuple[Path, dict[str, Any]]]) -> tuple[list[Source], l
     # Files first: a multi-frame file is a copy as a whole.
     firsts = [_slices(file, {"common": content["common"]})[0] for file, content in contents.items()]
     kept, copies = drop_identical(
-        firsts, "SOP Instance UID (0008,0018)", lambda entry: entry.instance_uid, _file_digest
+        firsts, "SOP Instance UID (0008,0018)", [entry.instance_uid for entry in firsts], _file_digest
     )
     sources: list[Source] = []
     slices: list[Slice] = []
@@ -521,6 +570,9 @@ def read(source: Source) -> Image:
         slices.append(entry)
         windows.add(window)
         notes += words
+    low, high = BETWEEN_AIR_AND_WATER
+    if UNSCALED in source.notes and not any(((plane > low) & (plane < high)).any() for plane in array):
+        raise _unscaled(f"no stored value between {low} and {high}, as HU of a body have")
     flat = source.dimensions == 2
     return Image(
         array.T,

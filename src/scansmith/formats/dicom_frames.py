@@ -39,6 +39,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "MRModifierSequence": {"InversionTimes": "InversionTime"},
     "MRTimingAndRelatedParametersSequence": {"FlipAngle": "FlipAngle"},
     "CTReconstructionSequence": {"ConvolutionKernel": "ConvolutionKernel"},
+    "CTXRayDetailsSequence": {"KVP": "KVP"},
     "RealWorldValueMappingSequence": {},  # of which the units are taken
     "CardiacSynchronizationSequence": {"NominalCardiacTriggerDelayTime": "TriggerTime"},
     # What a converter of single-frame files could place nowhere else (Legacy Converted Enhanced images, C.7.6.16.2.25).
@@ -106,7 +107,7 @@ def _attributes(item: Any) -> dict[str, Any]:
         sequence, elements = known[tag]
         for group in sequence_items(item, sequence)[:1]:
             for element_tag in group.keys() & elements.keys():
-                value = _value(group.get_item(element_tag))
+                value = element_value(group.get_item(element_tag))
                 if value != []:
                     found[elements[element_tag]] = value
             if sequence == "MRDiffusionSequence":
@@ -127,7 +128,7 @@ def _known_groups() -> dict[int, tuple[str, dict[int, str]]]:
     }
 
 
-def _value(element: Any) -> Any:
+def element_value(element: Any) -> Any:
     """An element's value, or the list of its values; decimal text stays text. pydicom checks each, which takes 0.05 ms."""
     raw, vr = element.value, element.VR
     if not isinstance(raw, bytes):

@@ -70,6 +70,10 @@ DECIMALS = {
     "WindowCenter",
     "WindowWidth",
 }
+# Padding that no tag marks fills at least this part of an image, and as many pixels.
+LEAST_PADDING, LEAST_PADDED = 0.001, 4
+# How many values that stand alone below air are looked at.
+MOST_LONELY = 16
 # What a decoder needs of the header.
 PIXEL_KEYWORDS = (
     "SamplesPerPixel",
@@ -186,6 +190,7 @@ def check_pixels(dataset: Any, available: int) -> None:
                 f"expected an image, found {keyword} ({tag}) {dataset.get(keyword)!r}: the file holds no pixels, or its header is broken"
             )
     samples, bits = _check_photometric(dataset)
+    _check_bits(dataset)
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     syntax = str(dataset.file_meta.TransferSyntaxUID)
     if rows * columns > MAX_PIXELS:
@@ -231,6 +236,19 @@ def _check_photometric(dataset: Any) -> tuple[int, int]:
             f"Bits Allocated (0028,0100) is {bits}: expected {' or '.join(map(str, allowed))} with Photometric Interpretation (0028,0004) {photometric}"
         )
     return samples, bits
+
+
+def _check_bits(dataset: Any) -> None:
+    """Refuse pixels that do not fill the lowest bits; DICOM has done so since 2014 (PS3.5 8.1.1).
+
+    Raises:
+        FormatError: High Bit is another one.
+    """
+    stored, high = dataset.get("BitsStored"), dataset.get("HighBit")
+    if isinstance(stored, int) and isinstance(high, int) and high != stored - 1:
+        raise FormatError(
+            f"High Bit (0028,0102) is {high} with Bits Stored (0028,0101) {stored}: expected {stored - 1}, pixels in the lowest bits; which bits hold them is unclear: convert it with 'gdcmconv --raw', or export it again from its source"
+        )
 
 
 def frame_bytes(dataset: Any) -> int:
@@ -686,24 +704,31 @@ def _air(array: np.ndarray, padding: np.ndarray | None, notes: list[str]) -> np.
     """CT padding -> -1024 HU: what the header marks, and what it forgets.
 
     Scanners pad outside the round field of view with one value below air (-2000 stored, -2048 or -3024 HU). Where
-    the tag is absent or wrong, that value stands alone: the next higher one is at least 100 HU away.
+    the tag is absent or wrong, that value stands alone, the next higher one at least 100 HU away, and fills a part of
+    the image: a few such pixels are streaks of metal and stay.
     """
     air = array.dtype.type(AIR_HU)
     filled = array
     if padding is not None:
         filled = np.where(padding, air, array)
         notes.append(f"padding set to air ({AIR_HU} HU)")
-    while (low := filled.min()) < AIR_HU:
-        higher = filled > low if padding is None else (filled > low) & ~padding
-        if not higher.any():
+    seen = padding
+    for _ in range(MOST_LONELY):
+        if filled.min() >= AIR_HU:
             break
         # The highest value stands where none is to be looked at.
-        above = np.where(higher, filled, filled.max()).min()
-        if float(above) - float(low) < 100:
+        top = filled.max()
+        low = filled.min() if seen is None else np.where(seen, top, filled).min()
+        if low >= AIR_HU:
             break
-        padding = filled == low if padding is None else padding | (filled == low)
-        filled = np.where(padding, air, filled)
-        notes.append(f"padding that the header does not mark ({low:g} HU) set to air ({AIR_HU} HU)")
+        alone = filled == low
+        seen = alone if seen is None else seen | alone
+        above = np.where(seen, top, filled).min()
+        if seen.all() or float(above) - float(low) < 100:
+            break
+        if np.count_nonzero(alone) >= max(LEAST_PADDED, LEAST_PADDING * alone.size):
+            filled = np.where(alone, air, filled)
+            notes.append(f"padding that the header does not mark ({low:g} HU) set to air ({AIR_HU} HU)")
     return filled
 
 

@@ -12,7 +12,7 @@ from .. import __version__
 from ..runtime import write_atomic
 
 # Raised whenever a reader's header changes its fields or what it refuses.
-HEADERS = 1
+HEADERS = 2
 # The reader of a file that could not be opened: it is tried again, as its permissions change neither size nor time.
 UNREADABLE = "unreadable"
 

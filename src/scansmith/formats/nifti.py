@@ -19,6 +19,7 @@ MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 # Header and extensions that are looked at, in bytes; FreeSurfer and CIFTI-2 leave long ones.
 MOST_HEADER = 2**20
 COMMENT = 6  # code of an extension that holds text
+DISPLACEMENT = 1006  # intent of a vector in mm
 
 
 class Opened(NamedTuple):
@@ -142,9 +143,23 @@ def _open(file: Path) -> Opened:
     }
     size = 348 if number == 1 else 540
     said = kinds[magic](head[:size])
+    _check_scaling(said)
     paired = magic in (b"ni1", b"ni2")
     end = len(head) if paired else min(int(said.get_data_offset()), len(head))
     return Opened(said, _own_mark(head[size:end], said.endianness), paired, compressed)
+
+
+def _check_scaling(header: Any) -> None:
+    """Refuse an intercept that is no number where there is a slope; without one, both are ignored (NIfTI-1, "Data scaling").
+
+    Raises:
+        FormatError: naming the field.
+    """
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if math.isfinite(slope) and slope != 0 and not math.isfinite(intercept):
+        raise FormatError(
+            f"expected a finite intercept (scl_inter) with the slope (scl_slope) {slope:g}, found {intercept}: the header is broken; set scl_inter to 0, or write the file again"
+        )
 
 
 def _own_mark(extensions: bytes, endianness: str) -> dict[str, Any]:
@@ -183,6 +198,11 @@ def _shape(header: Any) -> tuple[tuple[int, int, int], int, int]:
         )
     channels = 3 if dtype.names else 1
     if len(shape) == 5 and shape[3:] == (1, 3) and channels == 1:
+        intent = int(header["intent_code"])
+        if dtype.kind != "u" or intent == DISPLACEMENT:
+            raise FormatError(
+                f"expected a scalar or RGB volume, found 3 components of {dtype.name} at each voxel with NIfTI intent {intent} (a vector or displacement field): save one component, or its length"
+            )
         channels, shape = 3, shape[:3]
     if not 2 <= len(shape) <= 3:
         raise FormatError(

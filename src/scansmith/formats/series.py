@@ -10,10 +10,12 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..image import PICTURES, Image
+from .dicom_frames import DIMENSIONS
 from .source import LPS_TO_RAS, MAX_VOXELS, FormatError, Skipped
 
 SAME_POSITION_MM = 0.01
@@ -21,8 +23,50 @@ SAME_POSITION_MM = 0.01
 ROUNDED_MM = 0.1
 # Below this a stack counts as upright: the angle that rounded positions can fake.
 UPRIGHT_DEGREES = 0.6
+ONE_PATIENT = "Patient ID (0010,0020) is spelled in several ways in one series: taken as one patient"
 COUNTED = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}
 Stack = tuple[list["Slice"], tuple[str, ...]]
+# What tells images at one position apart, the most telling first; the blanks are filled for frames alone.
+ACQUISITION = (
+    "ImageType",
+    "EchoNumbers",
+    "EchoTime",
+    "DiffusionBValue",
+    "DiffusionGradientOrientation",
+    "TemporalPositionIdentifier",
+    "InversionTime",
+    "FlipAngle",
+    "ConvolutionKernel",
+    "KVP",
+    *(f"dimension {number}" for number in range(DIMENSIONS)),
+    "StackID",
+    "AcquisitionNumber",
+    "TriggerTime",
+    "file",
+)
+# Of these, what makes another picture of the same anatomy: such slices never form one volume, wherever they lie. Slices
+# of one volume may well differ in the others (packages of MR slices are acquired one after the other).
+CONTRAST = {
+    "ImageType": "Image Type (0008,0008)",
+    "EchoNumbers": "Echo Number (0018,0086)",
+    "EchoTime": "Echo Time (0018,0081)",
+    "DiffusionBValue": "Diffusion b-value (0018,9087)",
+    "InversionTime": "Inversion Time (0018,0082)",
+    "ConvolutionKernel": "Convolution Kernel (0018,1210)",
+    "KVP": "KVP (0018,0060)",
+    "StackID": "Stack ID (0020,9056)",
+}
+CONTRAST_NUMBERS = ("EchoNumbers", "EchoTime", "DiffusionBValue", "InversionTime", "KVP")
+# Numbers of one contrast differ by less: this part of them, or this much.
+SAME_NUMBER, SAME_NUMBER_AT_LEAST = 0.01, 0.01
+# Values of Image Type, from the third on, that say what a pixel means; ORIGINAL and DERIVED, AXIAL and HELICAL, filters
+# and corrections do not. Those that end with MAP, and Philips' M_FFE, P_SE and the like, count too.
+KIND_WORDS = (
+    "M P R I MAGNITUDE PHASE REAL IMAGINARY VELOCITY W F WATER FAT IP OP IN_PHASE OUT_PHASE OPP_PHASE IN_OPP "
+    "ADC EADC TRACE TRACEW FA TENSOR B0 T1 T2 T2_STAR PERFUSION CBF CBV MTT TTP TMAX RCBV RCBF "
+    "MIP MINIP MIN_IP MPR CPR MEAN AVERAGE STDDEV SUB SUBTRACTION DET_A DET_B DET_AB"
+)
+KINDS = frozenset(KIND_WORDS.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +79,7 @@ class Slice:
         spacing: Pixel Spacing (0028,0030): mm between rows, mm between columns; None when absent.
         thickness: Slice Thickness (0018,0050) in mm; used only where positions do not tell.
         instance: Instance Number (0020,0013).
-        acquisition: what tells images at one position apart (echo, b-value ...), the most telling first.
+        acquisition: the values of `ACQUISITION`, "" where absent; several of one element with backslashes between.
         frame: of a multi-frame file which frame this is, counted from 0; None for a single-frame file.
         tags, burned_in: as in `Source`.
         tilt: Gantry/Detector Tilt (0018,1120) in degrees, only to be compared with the positions; None when absent.
@@ -91,20 +135,21 @@ def arrange(slices: list[Slice], digest: Callable[[Slice], str]) -> tuple[list[S
             )
             stacks += _one_by_one(group, (absent,) if absent else ())
             continue
-        group, copies = drop_identical(group, "position (0020,0032)", _place, digest)
+        spelled = (ONE_PATIENT,) if len({entry.patient for entry in group}) > 1 else ()
+        group, copies = drop_identical(group, "position (0020,0032)", _places(group), digest)
         skipped += copies
         for members, notes in _acquisitions(group):
-            stacks += _volumes(members, notes)
+            stacks += _volumes(members, (*spelled, *notes))
     return stacks, skipped
 
 
 def drop_identical(
-    slices: list[Slice], words: str, key: Callable[[Slice], Hashable], digest: Callable[[Slice], str]
+    slices: list[Slice], words: str, keys: Sequence[Hashable], digest: Callable[[Slice], str]
 ) -> tuple[list[Slice], list[Skipped]]:
-    """Keep one of several slices that share a key and all pixels; the first by path stays."""
+    """Keep one of several slices that share a key and all pixels; the first by path stays. An empty key is shared by none."""
     groups: dict[Hashable, list[Slice]] = defaultdict(list)
-    for entry in slices:
-        groups[key(entry) or (entry.file, entry.frame)].append(entry)
+    for entry, key in zip(slices, keys):
+        groups[key or (entry.file, entry.frame)].append(entry)
     kept: list[Slice] = []
     skipped: list[Skipped] = []
     for members in groups.values():
@@ -158,7 +203,7 @@ def _grids(slices: list[Slice]) -> list[list[Slice]]:
         # writers give every slice its own.
         key = (
             entry.series or str(entry.file),
-            entry.patient,
+            (entry.patient or "").strip().casefold(),
             entry.frame_of_reference,
             entry.modality,
             entry.channels,
@@ -194,9 +239,21 @@ def _alike(grids: list[tuple[float, ...]]) -> list[list[tuple[float, ...]]]:
     return groups
 
 
-def _place(entry: Slice) -> Hashable:
-    """Position and acquisition: empty slices of two echoes are equal and no copies."""
-    return tuple(round(value / SAME_POSITION_MM) for value in entry.position or ()), *_acquired(entry)
+def _places(group: list[Slice]) -> list[Hashable]:
+    """Position and acquisition of each slice: empty slices of two echoes are equal and no copies.
+
+    Coordinates nearer than `SAME_POSITION_MM` to their neighbour have one number, so none is rounded away from it.
+    """
+    numbers = [_clusters(axis, SAME_POSITION_MM).tolist() for axis in np.array([entry.position for entry in group]).T]
+    return [(place, *_acquired(entry)) for entry, place in zip(group, zip(*numbers))]
+
+
+def _clusters(values: np.ndarray, apart: np.ndarray | float) -> np.ndarray:
+    """The number, from 0 in rising order, of the cluster that each value belongs to; clusters lie `apart` or more."""
+    order = np.argsort(values, kind="stable")
+    numbers = np.empty(len(values), int)
+    numbers[order] = np.concatenate([[0], np.cumsum(np.diff(values[order]) >= apart)])
+    return numbers
 
 
 def _acquired(entry: Slice) -> tuple[str, ...]:
@@ -211,18 +268,116 @@ def _repeats(group: list[Slice]) -> int:
 
 
 def _acquisitions(group: list[Slice]) -> list[Stack]:
-    """Split a series with several images at one position by the first tags that tell them apart (echo, b-value ...)."""
+    """Split a series with several images at one position by the first tags that tell them apart (echo, b-value ...).
+
+    Where no position repeats, or does no longer, contrasts are told apart (`_contrasts`).
+    """
     repeats = _repeats(group)
     if repeats == 0:
-        return [(group, ())]
-    for index in range(len(_acquired(group[0]))):
-        parts: dict[str, list[Slice]] = defaultdict(list)
-        for entry in group:
-            parts[_acquired(entry)[index]].append(entry)
-        if len(parts) > 1 and sum(map(_repeats, parts.values())) < repeats:
-            return [stack for _, part in sorted(parts.items()) for stack in _acquisitions(part)]
+        return _contrasts(group)
+    for index, values in enumerate(zip(*map(_acquired, group))):
+        name = ACQUISITION[index - 1] if 0 < index <= len(ACQUISITION) else ""
+        if len(set(values)) == 1:
+            continue
+        ranks = _ranks(group, values) if name else None
+        if ranks is not None:
+            note = f"{name} shifts from slice to slice: the images of each position are told apart by its order"
+            return [(stack, (note, *notes)) for part in _parts(group, ranks) for stack, notes in _acquisitions(part)]
+        for marks in (_alike_numbers(values) if name in CONTRAST_NUMBERS else values, values):
+            parts = _parts(group, marks)
+            if len(parts) > 1 and sum(map(_repeats, parts)) < repeats:
+                return [stack for part in parts for stack in _acquisitions(part)]
     note = "several different images at one position, which no tag tells apart: slices are used one by one"
     return _one_by_one(group, (note,))
+
+
+def _parts(group: list[Slice], marks: Sequence[Any]) -> list[list[Slice]]:
+    """Slices of equal marks together, in the order of the marks."""
+    parts: dict[Any, list[Slice]] = defaultdict(list)
+    for entry, mark in zip(group, marks):
+        parts[mark].append(entry)
+    return [part for _, part in sorted(parts.items())]
+
+
+def _ranks(group: list[Slice], values: Sequence[str]) -> list[int] | None:
+    """The rank of each slice's number among those at its position, where that tells the images apart and equality does not.
+
+    Trigger Times of a heart's phases differ by milliseconds from slice to slice. None unless every position has as
+    many images, all with different numbers, of which more than that many occur.
+    """
+    numbers = _floats(values)
+    if numbers is None:
+        return None
+    places = _clusters(_heights(group), SAME_POSITION_MM)
+    counts = np.bincount(places)
+    if len(set(counts.tolist())) > 1 or len(set(values)) <= counts[0] or counts[0] == 1:
+        return None
+    order = np.lexsort((numbers, places))
+    rows = numbers[order].reshape(-1, counts[0])
+    if not (np.diff(rows, axis=1) > 0).all():
+        return None
+    ranks = np.empty(len(group), int)
+    ranks[order] = np.tile(np.arange(counts[0]), len(rows))
+    return [int(rank) for rank in ranks]
+
+
+def _contrasts(group: list[Slice]) -> list[Stack]:
+    """Slices of one contrast together, though no position repeats: two echoes or kernels interleaved, or end to end."""
+    varying: list[str] = []
+    classes: list[Sequence[Hashable]] = []
+    notes: tuple[str, ...] = ()
+    for name, values in zip(ACQUISITION, zip(*(entry.acquisition for entry in group))):
+        if name not in CONTRAST or len(set(values)) == 1:
+            continue
+        found: Sequence[Hashable] = (
+            [",".join(sorted(_kinds(value))) for value in values]
+            if name == "ImageType"
+            else _present(_alike_numbers(values) if name in CONTRAST_NUMBERS else values, values)
+        )
+        count = len(set(found))
+        if name in CONTRAST_NUMBERS and count > max(2, len(group) / 2):
+            notes = (*notes, f"{CONTRAST[name]} differs from slice to slice: kept as one volume")
+        elif count > 1:
+            varying.append(CONTRAST[name])
+            classes.append(found)
+    if not varying:
+        return [(group, notes)]
+    parts = _parts(group, list(zip(*classes)))
+    differ = f"{' and '.join(varying)} {'differ' if len(varying) > 1 else 'differs'} within the series"
+    notes = (*notes, f"{differ}: used as {COUNTED.get(len(parts), len(parts))} volumes")
+    return [(part, notes) for part in parts]
+
+
+def _kinds(image_type: str) -> set[str]:
+    """The values of Image Type (0008,0008) that say what a pixel means."""
+    words = [word.strip().replace(" ", "_") for word in image_type.upper().split("\\")[2:]]
+    return {word for word in words if word in KINDS or word.endswith("_MAP") or word[:2] in ("M_", "P_", "R_", "I_")}
+
+
+def _alike_numbers(values: Sequence[str]) -> Sequence[Any]:
+    """Numbers that differ by rounding have one mark; absent ones -1. Text stays as it is."""
+    numbers = _floats([value or "-inf" for value in values])
+    if numbers is None:
+        return values
+    known = np.isfinite(numbers)
+    marks = np.full(len(numbers), -1)
+    ordered = np.sort(numbers[known])
+    marks[known] = _clusters(numbers[known], np.maximum(SAME_NUMBER * np.abs(ordered[1:]), SAME_NUMBER_AT_LEAST) + 1e-9)
+    return [int(mark) for mark in marks]
+
+
+def _present(marks: Sequence[Any], values: Sequence[str]) -> Sequence[Any]:
+    """Marks in which slices that do not say a value have the others' where there is but one."""
+    said = {mark for mark, value in zip(marks, values) if value}
+    return [next(iter(said))] * len(marks) if len(said) == 1 else marks
+
+
+def _floats(values: Sequence[str]) -> np.ndarray | None:
+    try:
+        numbers = np.array([float(value) for value in values])
+    except ValueError:
+        return None
+    return None if np.isnan(numbers).any() else numbers
 
 
 # ------------------------------------------------------------------------------------------------ even spacing

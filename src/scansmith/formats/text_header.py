@@ -51,7 +51,8 @@ SPACES = {
     "left-anterior-superior": (1.0, -1.0, 1.0),
     "las": (1.0, -1.0, 1.0),
 }
-SPATIAL_KINDS = {"domain", "space", "time", "???", "none", ""}
+SPATIAL_KINDS = {"domain", "space", "???", "none", ""}
+COLOUR_KINDS = {"rgb-color", "3-color"}
 ENCODINGS = {"raw": "raw", "gzip": "gzip", "gz": "gzip", "text": "text", "txt": "text", "ascii": "text"}
 
 
@@ -246,8 +247,13 @@ def _nrrd(fields: dict[str, str], end: int) -> Layout:
             f"expected as many sizes, kinds and space directions as the dimension {fields.get('dimension')!r}, found {count}, {len(kinds)} and {len(directions)} in the NRRD header"
         )
     colour = [axis for axis in range(count) if directions[axis] == "none" or kinds[axis] not in SPATIAL_KINDS]
-    if len(colour) > 1 or any("complex" in kind for kind in kinds):
-        raise FormatError(f"expected a scalar or RGB volume, found NRRD axes of the kinds {kinds}: convert it")
+    # An axis of length 1 holds no more than its voxels do.
+    others = [axis for axis in colour if sizes[axis] != 1 and kinds[axis] not in COLOUR_KINDS]
+    if len(colour) > 1 or others:
+        what = " ".join(f"{kinds[axis] or 'unknown'} of {sizes[axis]}" for axis in others or colour)
+        raise FormatError(
+            f"expected a scalar or RGB volume, found an NRRD axis that is neither space nor RGB-color ({what}): save one scalar volume each, or set the kind RGB-color where it holds colours"
+        )
     encoding = ENCODINGS.get(fields.get("encoding", "").lower())
     if encoding is None:
         raise FormatError(
@@ -297,7 +303,11 @@ def _metaimage(fields: dict[str, str], end: int) -> Layout:
     channels = (_whole(fields, "elementnumberofchannels", "1") or [1])[0]
     count = len(sizes)
     n = min(count, 3)
-    spacing = _numbers(fields.get("elementspacing", "")) or [1.0] * count
+    spacing = _numbers(fields.get("elementspacing", ""))
+    notes: tuple[str, ...] = ()
+    if not spacing and (spacing := _numbers(fields.get("elementsize", ""))):
+        notes = ("ElementSpacing is absent: ElementSize is taken as the spacing",)
+    spacing = spacing or [1.0] * count
     matrix = next((fields[key] for key in ("transformmatrix", "rotation", "orientation") if key in fields), "")
     origin = next((fields[key] for key in ("offset", "position", "origin") if key in fields), "")
     turns, place = _numbers(matrix) or np.eye(count).ravel().tolist(), _numbers(origin) or [0.0] * count
@@ -306,7 +316,7 @@ def _metaimage(fields: dict[str, str], end: int) -> Layout:
     affine = np.eye(4)
     affine[:n, :n] = np.array(turns).reshape(count, count)[:n, :n].T * np.array(spacing[:n])
     affine[:n, 3] = place[:n]
-    affine, notes = _checked(LPS_TO_RAS @ affine, ())
+    affine, notes = _checked(LPS_TO_RAS @ affine, notes)
     text = fields.get("binarydata", "true").lower() == "false"
     packed = fields.get("compresseddata", "false").lower() == "true"
     big = any(fields.get(key, "").lower() == "true" for key in ("binarydatabyteordermsb", "elementbyteordermsb"))

@@ -22,6 +22,8 @@ MOST_PAGES = 2**14
 SUBFILE, BITS, COMPRESSION, PHOTOMETRIC, DESCRIPTION, ORIENTATION, SAMPLES, COLOUR_MAP, SAMPLE_FORMAT = (
     254, 258, 259, 262, 270, 274, 277, 320, 339
 )  # fmt: skip
+# SGI's tags of slices within one page: Image Depth and Tile Depth.
+DEPTHS = (32997, 32998)
 MIN_IS_WHITE, RGB, PALETTE, CMYK, YCBCR = 0, 2, 3, 5, 6
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 # Compression -> the most that one byte can become: none, PackBits, and LZW by its 12-bit codes; the rest is as deflate.
@@ -142,6 +144,11 @@ def _page(picture: TiffImageFile) -> Page:
         FormatError: pixels that Pillow alters in silence, or that are neither grey nor RGB.
     """
     tags = picture.tag_v2
+    depth = max(int(tags.get(tag, 1)) for tag in DEPTHS)
+    if depth > 1:
+        raise FormatError(
+            f"expected a page for each slice, found a volumetric TIFF with {depth} slices in one page (Image Depth, tag 32997): save its slices as pages, or as NIfTI"
+        )
     bits, kinds = set(tags.get(BITS, (1,))), set(tags.get(SAMPLE_FORMAT, (1,)))
     photometric, samples = int(tags.get(PHOTOMETRIC, 0)), int(tags.get(SAMPLES, 1))
     width, kind = max(bits), max(kinds)

@@ -46,6 +46,8 @@ ROLES = {
     "old",
 }
 MOST_CLASSES = 50
+# From this many patients on, a value of its own for each says who they are.
+LEAST_OWN_VALUES = 3
 LEAST_SCANS_PER_FOLDER = 5
 LEAST_SCANS_PER_CLASS_ON_AVERAGE = 15
 # Two or three capitalised words: Meier_Hans, "OBrien Pat", DOE^JANE.
@@ -143,7 +145,9 @@ def from_table(
     at = max(range(len(keys)), key=lambda index: len({scan for scans in named[index].values() for scan in scans}))
     key, scans = keys[at], named[at]
     found, undecided = _labelled(key, column, rows, scans, len(sources), table)
-    unused = sum(bool(row[key] and row[column]) and not scans.get(_spelled(key, row)) for row in rows)
+    given = [_spelled(key, row) for row in rows if row[key] and row[column]]
+    unused, several = sum(name not in scans for name in given), sum(scans.get(name) == [] for name in given)
+    empty = sum(bool(row[key]) and not row[column] for row in rows)
     matched = sum(label is not None for label in found)
     if not matched:
         example = next((row[key] for row in rows if row[key]), "nothing")
@@ -154,11 +158,16 @@ def from_table(
     _check_classes(found, sources, patients, f"column {column} of {table}", column)
     words = [f"labels: {len(set(found) - {None})} classes from the table, matched by {key}"]
     if matched + undecided < len(sources):
-        words.append(f"{len(sources) - matched - undecided} scans are not in it and have no label")
+        value = ", or have no value there," if empty else ""
+        words.append(f"{len(sources) - matched - undecided} scans are not in it{value} and have no label")
     if undecided:
         words.append(f"{plural(undecided, 'series')} with different labels for single files without a label")
     if unused:
         words.append(f"{unused} of its {len(rows)} rows name no scan that is used")
+    if several:
+        words.append(
+            f"{several} of its {len(rows)} rows fit several scans or folders and so none: give the path below the folder of scans in full"
+        )
     return found, "; ".join(words)
 
 
@@ -285,6 +294,11 @@ SCANNER_TEXT = {
     "ReceiveCoilName",
     "TransmitCoilName",
 }
+# Groups about the patient (weight, smoking, pregnancy ...), the clinical trial and the visit: table E.1-1 takes out most
+# of them, also the codes and numbers.
+PERSONAL_GROUPS = {0x0010, 0x0012, 0x0038}
+# Table E.1-1 lists it too, but models of body parts are asked for by sex: it is taken, and said.
+PERSONAL_CLASS = "PatientSex"
 # Codes and numbers that the basic profile of PS3.15 table E.1-1 takes out all the same.
 IDENTIFYING = re.compile(r"^GPS|^Other|^Lens|^Selector|Number$|Numbers$|ID$|InstanceOriginStatus|Institution|Station")
 
@@ -294,7 +308,7 @@ def tags_needed(labels: str) -> tuple[str, ...]:
 
     Raises:
         ValueError: there is no such keyword, or the attribute may identify a patient: one that PS3.15 Annex E names, a
-            date, a person, an identifier or free text.
+            date, a person, an identifier, free text or, but for the sex, what describes the patient.
     """
     if not labels.lower().startswith("tag:"):
         return ()
@@ -308,9 +322,10 @@ def tags_needed(labels: str) -> tuple[str, ...]:
         raise ValueError(f"expected a DICOM keyword after tag:, got {keyword!r}: {hint}")
     kind, retired = dictionary_VR(keyword), DicomDictionary[keyword_dict[keyword]][3] == "Retired"
     plain = kind in CODED or (kind in ("LO", "SH") and keyword in SCANNER_TEXT)
-    if not plain or retired or IDENTIFYING.search(keyword):
+    personal = keyword_dict[keyword] >> 16 in PERSONAL_GROUPS and keyword != PERSONAL_CLASS
+    if not plain or retired or personal or IDENTIFYING.search(keyword):
         raise ValueError(
-            f"expected an attribute with codes or numbers as labels, got {keyword} (VR {kind}), which may name a patient, a date or a person or hold free text (DICOM PS3.15 Annex E): take BodyPartExamined, ViewPosition, Manufacturer or the like, or make a table of classes"
+            f"expected an attribute with codes or numbers as labels, got {keyword} (VR {kind}), which may name a patient, a date or a person, describe the patient or hold free text (DICOM PS3.15 Annex E): take BodyPartExamined, ViewPosition, Manufacturer or the like, or make a table of classes"
         )
     return (keyword,)
 
@@ -326,9 +341,12 @@ def from_tag(keyword: str, sources: Sequence[Source], patients: Sequence[str]) -
     name = f"{keyword} ({number >> 16:04X},{number & 0xFFFF:04X})"
     if not any(found):
         raise ValueError(f"expected scans with {name} as labels, found none that say it: give a CSV table instead")
-    _check_classes(found, sources, patients, name, keyword)
+    # The codes of an attribute that names nobody may well be different in each of a few patients.
+    _check_classes(found, sources, patients, name, keyword, coded=True)
     missing = sum(label is None for label in found)
     words = f"labels: {len(set(found) - {None})} classes from DICOM {name}"
+    if keyword == PERSONAL_CLASS:
+        words += ", a personal attribute (PS3.15 table E.1-1) that now travels with the dataset"
     return found, words + (f"; {missing} scans do not say it and have no label" if missing else "")
 
 
@@ -336,22 +354,54 @@ def from_tag(keyword: str, sources: Sequence[Source], patients: Sequence[str]) -
 
 # Names of columns that describe or name a person: their values travel with the dataset, whatever they look like.
 PRIVATE_COLUMNS = re.compile(
-    r"(^|[ _.-])(patient|name|first ?name|last ?name|surname|mrn|ssn|ids?|uid|dob|birth\w*|date|datetime|time|address|zip|city|phone|"
-    r"telephone|e-?mail|doctor|physician|radiologist|referrer|operator|hospital|institution|comments?|notes?|remarks?|"
-    r"report|history|findings|impression|description|filename|path)($|[ _.-])"
+    r"(^|[ _.-])("
+    # who: also in German, French, Spanish, Portuguese, Italian, Dutch, Polish and the Nordic languages
+    r"patients?|name|(first|last|middle|given|family|full|maiden|patient|subject)[ _.-]?names?|forenames?|surnames?|initials?|person|subjects?|"
+    r"nachname|vorname|familienname|nom|pr[eé]nom|apellidos?|nombres?|sobrenome|cognome|nome|naam|achternaam|voornaam|nazwisko|imi[eę]|"
+    r"efternamn|f[oö]rnamn|etternavn|efternavn|fornavn|navn|namn|"
+    r"doctor|physician|radiologist|referrer|operator|arzt|hospital|institution|"
+    # numbers of persons and examinations
+    r"ids?|uid|identifiers?|(patient|subject|case|study|series|person|participant|record|exam)[ _.-]?(ids?|uid|number|nr|no)|mrn|ssn|accession\w*|insurance\w*|passport|"
+    # when and where
+    r"dob|yob|born|birth\w*|(year|date|day)of\w*|geburt\w*|geboren|jahrgang|naissance|nacimiento|nascita|"
+    r"date|(birth|study|scan|exam|visit|series|acquisition)date|datetime|time|datum|fecha|"
+    r"address|adresse|stra(ss|ß)e|street|zip\w*|post[ _.-]?(al[ _.-]?)?codes?|postal|postleitzahl|plz|city|"
+    r"phone|telephone|tele[fp]h?on|tel|fax|mobile|e-?mail|"
+    # free text
+    r"comments?|notes?|remarks?|report|history|findings|impression|description|filename|path"
+    r")($|[ _.-])"
 )
 MEASURED_COLUMNS = re.compile(r"(^|[ _.-])(age|weight|height|size|bmi|dose|volume|score)($|[ _.-])")
+AGE_COLUMNS = re.compile(r"(^|[ _.-])(age|alter|edad|[aâ]ge|idade|et[aà])($|[ _.-])")
+YEAR_COLUMNS = re.compile(r"(^|[ _.-])(year|jahr|ann[eé]e|a[nñ]o|anno|ano)($|[ _.-])")
+YEAR = re.compile(r"19\d\d|20([0-2]\d|3[0-5])")
+AGE = re.compile(r"\d{3}[YMWD]")  # VR AS
+_MONTH = (
+    r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|m[aä]r|mrz|mai|okt|dez|f[eé]v|avr|jui|ao[uû]|d[eé]c|ene|abr|ago|set|dic|"
+    r"gen|mag|giu|lug|ott|fev|out)[^\W\d_]{0,8}\.?"
+)
 PRIVATE_VALUES = {
     "dates": re.compile(
         r"\b(19|20)\d\d[-/.](0?[1-9]|1[0-2])[-/.](0?[1-9]|[12]\d|3[01])\b|\b\d{1,2}[-/.]\d{1,2}[-/.](\d\d|\d{4})\b|"
-        r"\b(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(?!\d)|\b\d{1,2}[ .-]*(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[ .,-]*\d{2,4}\b",
+        r"\b(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(?!\d)|"
+        r"\b(19|20)\d\d[-/.](0[1-9]|1[0-2])\b|\b(0[1-9]|1[0-2])[-/.](19|20)\d\d\b|"
+        rf"\b\d{{1,2}}(st|nd|rd|th)?[ .-]*(de )?{_MONTH}[ .,-]*(de )?(\d\d|\d{{4}})\b|"
+        rf"\b{_MONTH}[ .,-]*(\d{{1,2}}(st|nd|rd|th)?[ .,-]+)?(19|20)\d\d\b|\b(19|20)\d\d[ .,-]+{_MONTH}(?!\w)",
         re.IGNORECASE,
     ),
     "e-mail addresses": re.compile(r"\S@\S+\.\S"),
-    "names of persons": re.compile(r"\w\^\w|^(dr|prof|mr|mrs|ms)\. *\w|^(dr|prof|herr|frau) +\w", re.IGNORECASE),
+    "names of persons": re.compile(
+        r"\w\^\w|^(dr|prof|mr|mrs|ms)\. *\w|^(dr|prof|herr|frau) +\w|"
+        r"(?-i:^([^\W\d_]+[ .-]+)*[A-Z][^\W\d_]+,? +(M\.?D\.?|Ph\.?D\.?|FRCR|RN|Jr\.?|Sr\.?)$)",
+        re.IGNORECASE,
+    ),
     "UIDs": re.compile(r"\b\d+(\.\d+){4,}\b"),
-    "phone or ID numbers": re.compile(r"\d{5}|\d(?:[ ()/.+-]?\d){6}|\bmrn\b", re.IGNORECASE),
+    "phone or ID numbers": re.compile(r"\d{5}|\d(?:[ ()/.+-]?\d){6}|(?<![^\W\d_])mrn(?![^\W\d_])", re.IGNORECASE),
 }
+# "Meier, Hans", also of "von der Aa, H."
+SURNAME_FIRST = re.compile(
+    r"(?:[^\W\d_]+ ){0,2}[A-Z][^\W\d_'’]*(?:['’-]?[^\W\d_]+)*, *[A-Z][^\W\d_]*\.?(?:[ -][A-Z][^\W\d_]*\.?)*"
+)
 
 
 def private_words(values: Iterable[str], sources: Sequence[Source]) -> str | None:
@@ -360,12 +410,30 @@ def private_words(values: Iterable[str], sources: Sequence[Source]) -> str | Non
     for what, pattern in PRIVATE_VALUES.items():
         if any(pattern.search(value) for value in values):
             return f"some values look like {what}"
+    if all(YEAR.fullmatch(value) for value in values):
+        return "the values look like years"
+    if len(values) > 2 and all(AGE.fullmatch(value) for value in values):
+        return "the values look like ages"
+    if _people(values):
+        return "the values look like names of people"
     # Patients called 1, 2, 3 say nothing about classes called 0 and 1.
     people = {word for word in (_plain(source.patient or "") for source in sources) if len(word) >= 4}
     plain = [_plain(value) for value in values]
     if any(word in people for word in plain) or any(person in word for word in plain for person in people):
         return "some values hold Patient IDs"
     return None
+
+
+def _people(values: list[str]) -> bool:
+    """Whether half of the values are "Surname, First name", or all two or three capitalised words that no other value has.
+
+    Names of classes share words ("Lung, Left" and "Lung, Right") or are not all of this form.
+    """
+    listed = [value for value in values if SURNAME_FIRST.fullmatch(value)]
+    if 2 * len(listed) >= len(values) and 2 * len({value.split(",")[0] for value in listed}) > len(listed):
+        return True
+    words = [word.casefold() for value in values for word in set(re.split(r"[_ ,^.-]+", value))]
+    return len(values) > 1 and all(PERSON.fullmatch(value) for value in values) and len(set(words)) == len(words)
 
 
 def _plain(text: str) -> str:
@@ -379,8 +447,21 @@ def _check_column(column: str, where: str) -> None:
         )
 
 
-def _check_classes(found: Labels, sources: Sequence[Source], patients: Sequence[str], where: str, column: str) -> None:
-    """Refuse values that name, measure or describe patients instead of classing them: they would travel with the dataset."""
+def _check_classes(
+    found: Labels,
+    sources: Sequence[Source],
+    patients: Sequence[str],
+    where: str,
+    column: str,
+    coded: bool = False,
+) -> None:
+    """Refuse values that name, measure or describe patients instead of classing them: they would travel with the dataset.
+
+    Args:
+        found, sources, patients: each scan's label, itself and what names its patient.
+        where, column: what the values come from, in the words of errors and by name.
+        coded: they are codes of an attribute that names nobody, which may be different in each of a few patients.
+    """
     given = [(label, source, patient) for label, source, patient in zip(found, sources, patients) if label is not None]
     classes, scans = sorted({label for label, _, _ in given}), len(given)
     own = sum(bool(source.patient) and _plain(label) == _plain(str(source.patient)) for label, source, _ in given)
@@ -399,15 +480,21 @@ def _check_classes(found: Labels, sources: Sequence[Source], patients: Sequence[
         raise ValueError(
             f"expected at most {MOST_CLASSES} classes in {where}, each for several scans and patients, found {len(classes)} different values for {scans} scans: an identifier, a number or free text is no class"
         )
+    if constant and len(classes) == owners >= LEAST_OWN_VALUES and not coded:
+        raise ValueError(
+            f"expected classes in {where}, each for several patients, found {owners} different values for {owners} patients and {scans} scans: a value of its own for each patient is a name or a number of the patient; give a column in which patients share values"
+        )
     long = next((name for name in classes if len(name) > 60 or "\n" in name or len(name.split()) > 8), None)
     if long is not None:
         raise ValueError(
             f"expected short class names in {where}, found one of {len(long)} characters: free text is no class"
         )
     private = private_words(classes, sources)
+    if not private and YEAR_COLUMNS.search(column) and any(YEAR.fullmatch(name) for name in classes):
+        private = "some values look like years"
     if private:
         raise ValueError(
-            f"expected classes in {where}, but {private}: they would travel with the dataset; give a column with few different values that say nothing about one patient"
+            f"expected classes in {where}, but {private}: they would travel with the dataset; give a column with few different values that say nothing about one patient, or names of classes in lower case or with an underscore"
         )
 
 
@@ -417,6 +504,8 @@ def _measured(classes: list[str], column: str) -> bool:
         numbers = [float(re.sub(r"^(\d+)[YMWD]$", r"\1", name).replace(",", ".")) for name in classes]
     except ValueError:
         return False
+    if len(numbers) > 2 and max(numbers) >= 10 and AGE_COLUMNS.search(column):
+        return True
     broken, spread = any(number % 1 for number in numbers), max(numbers) - min(numbers)
     if len(numbers) <= 5:
         return False

@@ -39,36 +39,39 @@ def locate(paths: Iterable[str], sources: Sequence[Source], names: Sequence[str]
     """For each path of a table the scans that it means, by number.
 
     A path may be given below root or in full (also with backslashes), as its last parts or the bare file name, without
-    suffix, or as the folder of a series. What lies nearest to the full path counts; a shortened path that fits several
-    scans means none of them, a folder all series in it.
+    suffix, or as a folder. What lies nearest to the full path counts. A folder in full means everything below it, the
+    last parts of a folder the series in it; a shortened path that fits several scans or folders means none, and is
+    there with an empty list. Paths that fit nothing are not there.
     """
-    wanted: defaultdict[str, list[str]] = defaultdict(list)
+    wanted: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
     tops = {_top(source, name) for source, name in zip(sources, names)}
     for path in dict.fromkeys(paths):
-        for spelling in _spellings(path, tops):
-            wanted[spelling].append(path)
-    found: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+        for order, spelling in enumerate(_spellings(path, tops)):
+            wanted[spelling].append((order, path))
+    # path -> (which spelling, how directly) -> scan -> the folder that is meant
+    found: defaultdict[str, defaultdict[tuple[int, int], dict[int, str]]] = defaultdict(lambda: defaultdict(dict))
     for number, (source, name) in enumerate(zip(sources, names)):
-        seen: set[tuple[str, int]] = set()
         for candidate, level in _candidates(source, name):
-            for path in wanted.get(candidate, ()):
-                if (path, level) not in seen:
-                    seen.add((path, level))
-                    found[path, level].append(number)
+            for order, path in wanted.get(candidate, ()):
+                found[path][order, level][number] = name.rpartition("/")[0]
     result: dict[str, list[int]] = {}
-    for path in {path for path, _ in found}:
-        level = next(level for level in range(LEVELS) if (path, level) in found)
-        hits = found[path, level]
-        result[path] = hits if len(hits) == 1 or level in (WHOLE, FOLDER) else []
+    for path, ways in found.items():
+        (_, level), hits = min(ways.items())
+        one = len(hits) == 1 or level in (WHOLE, BELOW) or (level == FOLDER and len(set(hits.values())) == 1)
+        result[path] = list(hits) if one else []
     return result
 
 
-# How directly a path names a scan, the most direct first.
-WHOLE, TAIL, BARE, FOLDER, LEVELS = 0, 1, 2, 3, 4
+# How directly a path names a scan, the most direct first: its file, a folder above it, a shortened file name, that
+# without suffix, the last folders of a series.
+WHOLE, BELOW, TAIL, BARE, FOLDER = range(5)
 
 
 def _candidates(source: Source, name: str) -> Iterable[tuple[str, int]]:
     """What a table may call a scan, and how directly."""
+    folders = name.split("/")[:-1]
+    for end in range(1, len(folders) + 1):
+        yield "/".join(folders[:end]), BELOW
     for file in files_of(source, name):
         parts = file.split("/")
         bare = stem(file)
@@ -76,8 +79,7 @@ def _candidates(source: Source, name: str) -> Iterable[tuple[str, int]]:
             yield "/".join(parts[start:]), TAIL if start else WHOLE
             yield "/".join([*parts[start:-1], bare]), BARE
     if len(source.files) > 1:
-        folders = name.split("/")[:-1]
-        for start in range(len(folders)):
+        for start in range(1, len(folders)):
             yield "/".join(folders[start:]), FOLDER
 
 

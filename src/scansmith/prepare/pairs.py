@@ -34,16 +34,17 @@ def find(
         pairs: "MR:CT" (modalities; matched within a patient by geometry), "*T1*:*T2*" (name patterns, see `names.match`),
             or the path of a table with the columns source and target (paths below root).
         sources: the scans; masks among them are passed over.
-        patients: what names each scan's patient.
+        patients: what names each scan's patient; "patient:" and the Patient ID where it is known.
         names: each scan's posix path below root, of a series its first file's.
 
     Raises:
-        ValueError: no pair is found, one side matches nothing, or a scan would be in two pairs.
+        ValueError: no pair is found, one side matches nothing, a scan would be in two pairs, or all pairs are of two
+            patients.
     """
     if Path(pairs).is_file() or pairs.lower().endswith((".csv", ".tsv")):
-        found, words = _by_table(Path(pairs), sources, names)
+        found, words = _within_patients(*_by_table(Path(pairs), sources, names), pairs, patients)
     elif is_patterns(pairs):
-        found, words = _by_patterns(pairs, sources, names)
+        found, words = _within_patients(*_by_patterns(pairs, sources, names), pairs, patients)
     else:
         found, words = _by_modality(pairs, sources, patients)
     _check(found, pairs, names)
@@ -66,6 +67,29 @@ def _check(found: Pairs, pairs: str, names: Sequence[str]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ patterns, table
+
+
+def _within_patients(
+    found: Pairs, words: tuple[str, ...], pairs: str, patients: Sequence[str]
+) -> tuple[Pairs, tuple[str, ...]]:
+    """The pairs without those whose two scans are known to be of different patients, and in words how many these are."""
+    kept = [
+        (one, other)
+        for one, other in found
+        if not (patients[one].startswith("patient:") and patients[other].startswith("patient:"))
+        or patients[one].strip().casefold() == patients[other].strip().casefold()
+    ]
+    crossed = len(found) - len(kept)
+    if not crossed:
+        return found, words
+    if not kept:
+        raise ValueError(
+            f"expected the two scans of a pair to be of one patient, found different Patient IDs (0010,0020; in BIDS the subjects) in every one of {plural(len(found), 'pair')} of {pairs!r}: correct the names in it or, if the scans do belong together, the Patient IDs"
+        )
+    return kept, (
+        *words,
+        f"left out: {plural(crossed, 'pair')} of them, whose two scans are of different patients by Patient ID (0010,0020); {len(kept)} stay",
+    )
 
 
 def _by_patterns(pairs: str, sources: Sequence[Source], names: Sequence[str]) -> tuple[Pairs, tuple[str, ...]]:
@@ -103,11 +127,15 @@ def _by_table(table: Path, sources: Sequence[Source], names: Sequence[str]) -> t
         raise ValueError(
             f"expected source and target of {table} to name scans, found no pair among {len(rows)} rows (the first is {example!r}): give paths as they lie below the folder of scans, in full where a file name occurs twice"
         )
-    known = sum(len(scans.get(row["source"], ())) == 1 and len(scans.get(row["target"], ())) == 1 for row in rows)
+    sides = [(scans.get(row["source"]), scans.get(row["target"])) for row in rows]
+    missing = sum(None in both for both in sides)
+    several = sum(None not in both and any(len(hits or ()) != 1 for hits in both) for both in sides)
     words = [f"pairs: {len(found)} from the table"]
-    if known < len(rows):
+    if missing:
+        words.append(f"{missing} of the table's {len(rows)} rows name a file that is no usable scan, left out")
+    if several:
         words.append(
-            f"{len(rows) - known} of the table's {len(rows)} rows name a file that is no usable scan, left out"
+            f"{several} of the table's {len(rows)} rows fit several scans, left out: give the path of one scan in full"
         )
     return sorted(found), tuple(words)
 

@@ -6,10 +6,14 @@ import csv
 from pathlib import Path
 
 SEPARATORS = ",;\t|"
+# How programs, and BIDS, write that a value is missing, in lower case.
+MISSING = {"", "n/a", "nan", "null"}
 
 
 def read(table: Path) -> tuple[list[str], list[dict[str, str]]]:
     """The columns (stripped, lower case) and the rows of a table; empty rows are left out, missing cells are "".
+
+    Missing is also what says n/a, NaN or null, in upper or lower case.
 
     The separator (comma, semicolon, tab or bar) is the one that the first line has most of; UTF-8, with or without a
     mark, and the UTF-16 of spreadsheets are understood, and the line "sep=;" that they put first.
@@ -32,7 +36,8 @@ def read(table: Path) -> tuple[list[str], list[dict[str, str]]]:
     twice = next((name for name in columns if name and columns.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"expected different names for the columns of {table}, found {twice!r} twice: rename one")
-    return columns, [dict(zip(columns, row + [""] * (len(columns) - len(row)))) for row in rows[1:]]
+    rows = [["" if cell.lower() in MISSING else cell for cell in row] for row in rows[1:]]
+    return columns, [dict(zip(columns, row + [""] * (len(columns) - len(row)))) for row in rows]
 
 
 def _separator(lines: list[str]) -> str:
