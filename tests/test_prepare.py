@@ -640,7 +640,13 @@ def test_a_mask_survives_a_broken_slice_and_a_volume_does_not(tmp_path, lesion):
             pixels = noise(p, k, shape=(12, 12), low=-1024, high=900, dtype=np.int32)
             dicom(tmp_path / "s" / "images" / f"p{p}" / f"{k}.dcm", pixels, f"P{p}", position=2.0 * k)
         nifti(tmp_path / "s" / "masks" / f"p{p}.nii", square((12, 12, 10), lesion), np.diag([-0.5, -0.5, 2.0, 1.0]))
-    dicom(tmp_path / "s" / "images" / "p0" / "4.dcm", noise(0, shape=(12, 12), dtype=np.int32), "P0", position=8.0, RescaleSlope=0)
+    dicom(
+        tmp_path / "s" / "images" / "p0" / "4.dcm",
+        noise(0, shape=(12, 12), dtype=np.int32),
+        "P0",
+        position=8.0,
+        RescaleSlope=0,
+    )
     result = prepare(tmp_path / "s", tmp_path / "d", masks="images/*:masks/*.nii")
     opened = Dataset.open(tmp_path / "d")
     assert len(result["skipped"]) == 1 and len(opened) == 39

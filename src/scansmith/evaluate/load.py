@@ -151,7 +151,9 @@ def of_dataset(dataset: Dataset, rows: np.ndarray) -> Scans:
     keys = [patient or ("row", row) for row, patient in enumerate(dataset.columns["patient"])]
     groups = np.array([patients.setdefault(key, len(patients)) for key in keys], np.int64)
     if dataset.info.get("depth"):
-        raise ValueError(f"expected a dataset of 2-D images in {dataset.root}, found volumes: prepare with dimensions 2")
+        raise ValueError(
+            f"expected a dataset of 2-D images in {dataset.root}, found volumes: prepare with dimensions 2"
+        )
     channels, height, width = dataset.shape
     whole = len(dataset) > 0 and np.issubdtype(dataset.image(0).dtype, np.integer)
     windows = {(dataset.columns["low"][row], dataset.columns["high"][row]) for row in rows}
