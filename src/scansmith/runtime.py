@@ -72,6 +72,7 @@ def cpu_count() -> int:
 
 # ------------------------------------------------------------------------------------------------ processes
 
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # Below so many files one process is done before others have started.
 FEWEST_FILES_FOR_WORKERS = 500
 
@@ -95,6 +96,9 @@ def ordered_map(function: Callable[[Task], Result], tasks: Sequence[Task], worke
     if workers > 1 and (main is None or Path(main).exists()):  # other processes cannot import a script from a pipe
         # "spawn": no threads or locks of this process are copied, the same on every system.
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+        # One thread a process: libraries that start one a core each would fight for the cores. Read when they are loaded.
+        before = {name: os.environ.get(name) for name in THREADS}
+        os.environ.update(dict.fromkeys(THREADS, "1"))
         try:
             waiting: deque[Future[Result]] = deque()
             remaining = iter(tasks)
@@ -108,6 +112,11 @@ def ordered_map(function: Callable[[Task], Result], tasks: Sequence[Task], worke
             pass
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
     for task in tasks[done:]:
         yield function(task)
 
