@@ -871,6 +871,18 @@ def test_a_table_that_gives_no_classes_is_refused(tmp_path, table, words):
         prepare(tmp_path / "scans", tmp_path / "d", labels=str(tmp_path / "t.csv"))
 
 
+def test_a_dicom_attribute_gives_labels(tmp_path):
+    for p in range(10):
+        pixels = noise(p, low=-1024, high=900, dtype=np.int32)
+        dicom(tmp_path / "s" / f"{p}.dcm", pixels, f"P{p}", BodyPartExamined="CHEST" if p % 2 else "ABDOMEN")
+    prepare(tmp_path / "s", tmp_path / "d", labels="tag:BodyPartExamined")
+    opened = Dataset.open(tmp_path / "d")
+    assert opened.labels == ["ABDOMEN", "CHEST"]
+    assert np.bincount(opened.classes()).tolist() == [5, 5]
+    with pytest.raises(ValueError, match="PatientName"):
+        prepare(tmp_path / "s", tmp_path / "d", labels="tag:PatientName")
+
+
 # ------------------------------------------------------------------------------------------------ privacy
 
 

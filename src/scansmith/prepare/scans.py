@@ -11,7 +11,7 @@ from pathlib import Path
 from ..formats import Skipped, Source
 from ..image import MODALITIES
 from . import pairs as pair_sources
-from .names import stem
+from .names import plural, stem
 from .overrides import Choices
 
 NO_CHOICES = Choices()
@@ -215,7 +215,7 @@ def choose_group(
         if kind != best
     ]
     used = [source for source in found if (source.modality, source.channels, source.dimensions) == best]
-    words = f"{_plural(scans[best], f'{_name(best)} scan')} with {images[best]} images" + (
+    words = f"{plural(scans[best], f'{_name(best)} scan')} with {images[best]} images" + (
         f", taken as {wished} as declared" if declared else ""
     )
     reasons = [f"used: {words}"]
@@ -238,11 +238,7 @@ def _name(kind: tuple[str, int, int]) -> str:
 
 def _listing(images: dict[tuple[str, int, int], int], scans: dict[tuple[str, int, int], int]) -> str:
     order = sorted(scans, key=lambda kind: (-images[kind], kind))
-    return ", ".join(_plural(scans[kind], f"{_name(kind)} scan") for kind in order)
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return ", ".join(plural(scans[kind], f"{_name(kind)} scan") for kind in order)
 
 
 def patient_keys(sources: Sequence[Source], names: Sequence[str]) -> tuple[list[str], str, str]:
@@ -266,7 +262,7 @@ def split_level(keys: Sequence[str], volumes: bool) -> tuple[str, str]:
     """The split level and its words, from what names the patients."""
     kinds = Counter(key.split(":")[0] for key in keys)
     if not kinds["scan"] and not kinds["study"]:
-        return "patient", f"split by patient: {_plural(len(set(keys)), 'patient')}"
+        return "patient", f"split by patient: {plural(len(set(keys)), 'patient')}"
     if not kinds["scan"]:
         nameless = f"Patient ID (0010,0020) is empty or a placeholder in {kinds['study']} of {len(keys)} scans"
         words = "only the scans of one study stay together; one patient's studies may lie on both sides"

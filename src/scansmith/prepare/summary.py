@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from . import copies, text
 from .fingerprint import Plan, Survey
 from .ledger import Ledger, Pseudonyms
 from .manifest import Near, Windows
+from .names import plural
 from .overrides import Choices
 from .registration import LEAST_CONFIDENCE
 from .scans import Scan
@@ -37,38 +39,46 @@ LASTING = (
 )
 
 
-def describe(
-    found: Survey,
-    ledger: Ledger,
-    names: Pseudonyms,
-    called: Callable[[Path], str],
-    columns: dict[str, np.ndarray],
-    splits: dict[int, str],
-    windows: Windows,
-    words: list[str],
-    near: Near,
-    left_out: set[int],
-    choices: Choices,
-) -> dict[str, Any]:
-    """Content of `dataset.json` besides version, grid and layers.
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a folder of scans.
 
-    Args:
+    Attributes:
         found: the survey, with the plan as it was carried out.
         ledger: what was stored.
-        names: pseudonyms.
-        called: file -> its name below the folder of scans.
         columns: the manifest.
         splits: scan -> split.
         windows: scan -> intensity maps.
         words: how the CT windows were chosen, and who was given a split.
         near: near copies.
         left_out: rows that no split uses.
+    """
+
+    found: Survey
+    ledger: Ledger
+    columns: dict[str, np.ndarray]
+    splits: dict[int, str]
+    windows: Windows
+    words: list[str]
+    near: Near
+    left_out: set[int]
+
+
+def describe(outcome: Outcome, names: Pseudonyms, called: Callable[[Path], str], choices: Choices) -> dict[str, Any]:
+    """Content of `dataset.json` besides version, grid and layers.
+
+    Args:
+        outcome: what was done.
+        names: pseudonyms.
+        called: file -> its name below the folder of scans.
         choices: what the user decided.
     """
+    found, ledger, columns = outcome.found, outcome.ledger, outcome.columns
     plan = found.plan
     labels = sorted(set(columns["label"].tolist()) - {""})
-    skipped = _skipped(found, ledger, names, called)
     made = {name: value for name, value in choices.made().items() if name != "splits"}
+    masked = {"rows": int(columns["masked"].sum()), "values": _mask_values(plan)}
+    counts = {"scans": len(ledger.records), "images": len(ledger.scans), "dtype": plan.dtype}
     return {
         "modality": plan.modality,
         "units": str(columns["units"][0]),
@@ -80,62 +90,64 @@ def describe(
         "label_counts": {split: _count(columns, split, labels) for split in SPLITS},
         "split_level": plan.split_level,
         "splits": _split_sizes(columns),
-        "plan": _sentences(found, ledger, columns, words, near, left_out),
+        "plan": _sentences(outcome),
         "said": [sentence for sentence in plan.reasons if sentence.startswith(LASTING)],
         "choices": plan.choices(),
-        "ct_windows": [_shared(ledger, windows, side) for side in (0, 1)],
+        "ct_windows": [_shared(ledger, outcome.windows, side) for side in (0, 1)],
         "overrides": made | ({"splits": "a table"} if choices.splits else {}),
         "facts": found.facts,
-        "fingerprint": {
-            "scans": len(ledger.records),
-            "images": len(ledger.scans),
-            "dtype": plan.dtype,
-            **found.facts,
-            **_intensities(found, ledger, splits),
-        },
-        "target": _target(plan, windows),
+        "fingerprint": {**counts, **found.facts, **_intensities(found, ledger, outcome.splits)},
+        "target": _target(plan, outcome.windows),
         "pairs": _pairs(ledger),
-        "masks": {"rows": int(columns["masked"].sum()), "values": _mask_values(plan)}
-        if "masks" in plan.layers
-        else None,
-        "skipped": skipped[:MOST_LISTED],
-        "skipped_by_reason": dict(Counter(entry["reason"] for entry in skipped).most_common()),
-        "altered": dict(_altered(ledger).most_common()),
-        "empty_slices": dict(ledger.empty.most_common()),
-        "left_aside": list(plan.left_aside),
-        "duplicates": [
-            {"case": names.case(found.scans[scan].name), "slice": k, "copy_of_row": row}
-            for scan, k, row in ledger.copies[:MOST_LISTED]
-        ],
-        "near_duplicates": [
-            {
-                "case": str(columns["case"][second]),
-                "slice": int(columns["slice"][second]),
-                "row": second,
-                "copy_of_row": first,
-                "correlation": round(float(alike), 4),
-                "left_out": bool({first, second} & left_out),
-            }
-            for first, second, alike in near[:MOST_LISTED]
-        ],
-        "left_out": len(left_out),
-        "totals": {
-            "duplicates": len(ledger.copies),
-            "near_duplicates": len(near),
-            "burned_in": sum(record.text is not None for record in ledger.records.values()),
-            "skipped": len(skipped),
-        },
-        "burned_in": [
-            {"case": names.case(found.scans[scan].name), "reason": record.text}
-            for scan, record in ledger.records.items()
-            if record.text
-        ][:MOST_LISTED],
+        "masks": masked if "masks" in plan.layers else None,
+        **_odd(outcome, names, called),
         "hash": hashlib.sha256("".join(sorted(columns["sha256"].tolist())).encode()).hexdigest(),
     }
 
 
-def report(found: Survey, ledger: Ledger, root: Path, info: dict[str, Any], near: Near) -> dict[str, Any]:
+def _odd(outcome: Outcome, names: Pseudonyms, called: Callable[[Path], str]) -> dict[str, Any]:
+    """What was skipped, altered, left aside, found twice or flagged; of long lists the first, with the totals."""
+    found, ledger, columns = outcome.found, outcome.ledger, outcome.columns
+    skipped = _skipped(found, ledger, names, called)
+    copied = [
+        {"case": names.case(found.scans[scan].name), "slice": k, "copy_of_row": row} for scan, k, row in ledger.copies
+    ]
+    near = [
+        {
+            "case": str(columns["case"][second]),
+            "slice": int(columns["slice"][second]),
+            "row": second,
+            "copy_of_row": first,
+            "correlation": round(float(alike), 4),
+            "left_out": bool({first, second} & outcome.left_out),
+        }
+        for first, second, alike in outcome.near
+    ]
+    burned_in = [
+        {"case": names.case(found.scans[scan].name), "reason": record.text}
+        for scan, record in ledger.records.items()
+        if record.text
+    ]
+    lists: dict[str, list[Any]] = {
+        "skipped": skipped,
+        "duplicates": copied,
+        "near_duplicates": near,
+        "burned_in": burned_in,
+    }
+    return {
+        **{name: entries[:MOST_LISTED] for name, entries in lists.items()},
+        "totals": {name: len(entries) for name, entries in lists.items()},
+        "skipped_by_reason": dict(Counter(entry["reason"] for entry in skipped).most_common()),
+        "altered": dict(_altered(ledger).most_common()),
+        "empty_slices": dict(ledger.empty.most_common()),
+        "left_aside": list(found.plan.left_aside),
+        "left_out": len(outcome.left_out),
+    }
+
+
+def report(outcome: Outcome, root: Path, info: dict[str, Any]) -> dict[str, Any]:
     """What was done, for the terminal: real file names and all."""
+    found, ledger, near = outcome.found, outcome.ledger, outcome.near
     scans = found.scans
     kept = (
         "modality", "units", "spacing", "labels", "split_level", "splits", "plan", "left_aside", "empty_slices", "altered", "pairs", "hash",
@@ -171,10 +183,9 @@ def report(found: Survey, ledger: Ledger, root: Path, info: dict[str, Any], near
     }
 
 
-def _sentences(
-    found: Survey, ledger: Ledger, columns: dict[str, np.ndarray], words: list[str], near: Near, left_out: set[int]
-) -> list[str]:
+def _sentences(outcome: Outcome) -> list[str]:
     """The plan as it was carried out."""
+    found, ledger, columns, words = outcome.found, outcome.ledger, outcome.columns, outcome.words
     plan = found.plan
     # What was expected of the intensity gives way to what was chosen from the training scans.
     chosen = any(word.startswith("intensity: ") for word in words)
@@ -184,10 +195,11 @@ def _sentences(
     sizes = _split_sizes(columns)
     whole = {"patient": "patient", "study": "patient or study"}.get(plan.split_level, "scan")
     wholes = {"patient": "patients", "study": "patients or studies"}.get(plan.split_level, "scans")
-    sentences.append(
-        "split: "
-        + ", ".join(f"{split} {size['images']} images ({size['patients']} {wholes})" for split, size in sizes.items())
-    )
+    parts = [
+        f"{split} {plural(size['images'], 'image')} ({size['patients']} {whole if size['patients'] == 1 else wholes})"
+        for split, size in sizes.items()
+    ]
+    sentences.append(f"split: {', '.join(parts)}")
     if sizes["holdout"]["images"] == 0:
         sentences.append(
             f"nothing is held out, because there is one {whole} only: what is learned cannot be judged on unseen patients"
@@ -195,7 +207,7 @@ def _sentences(
     empty = ledger.empty
     if empty:
         sentences.append("dropped: " + ", ".join(f"{count} slices ({reason})" for reason, count in empty.most_common()))
-    sentences += _copy_words(found, ledger, near, left_out)
+    sentences += _copy_words(found, ledger, outcome.near, outcome.left_out)
     sentences.append(text.words(sum(record.text is not None for record in ledger.records.values())))
     sentences += _pair_words(ledger)
     lost = len(found.skipped) + len(ledger.skipped)

@@ -24,7 +24,7 @@ from .manifest import columns_of, known_rows, near_copies, split_scans, windows_
 from .page import write_page
 from .scans import Request
 from .stream import digest, store_scans
-from .summary import describe, report
+from .summary import Outcome, describe, report
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,9 @@ def _carry_out(
     windows, window_words = windows_of(plan, ledger, splits)
     columns = columns_of(found, ledger, names, splits, windows, left_out)
     words = [*window_words, *split_words]
-    info = describe(found, ledger, names, called, columns, splits, windows, words, near, left_out, request.choices)
-    result = report(found, ledger, root, info, near)
+    outcome = Outcome(found, ledger, columns, splits, windows, words, near, left_out)
+    info = describe(outcome, names, called, request.choices)
+    result = report(outcome, root, info)
     private = {
         "key": earlier["key"],
         "request": asked,
