@@ -175,7 +175,6 @@ def survey(
     request: Request,
     kept: Mapping[str, Any] | None = None,
     workers: int | None = None,
-    quiet: bool = False,
 ) -> Survey:
     """Make the plan for what `formats.discover` found; nothing is written.
 
@@ -186,7 +185,6 @@ def survey(
         request: what the user asked for.
         kept: choices of an earlier dataset that grows, which stay; None chooses anew.
         workers: processes; None takes all cores when there are many files.
-        quiet: no progress bar.
 
     Raises:
         ValueError: the folder holds too few usable scans, or what the user asked for is not there.
@@ -255,7 +253,7 @@ def survey(
     }
     if kept is not None:
         return _as_before(base, kept, listed, skipped, reasons, few)
-    return _chosen(base, listed, skipped, reasons, few, request, workers, quiet)
+    return _chosen(base, listed, skipped, reasons, few, request, workers)
 
 
 # ------------------------------------------------------------------------------------------------ choices
@@ -269,12 +267,11 @@ def _chosen(
     few: int,
     request: Request,
     workers: int | None,
-    quiet: bool,
 ) -> Survey:
     """The plan of a new dataset, from some scans that are read."""
     wished = request.choices
     kind, dimensions = base["modality"], base["dimensions"]
-    looks = _look_at_some(scans, kind, request, workers, quiet)
+    looks = _look_at_some(scans, kind, request, workers)
     looks, skip_masks, mask_words = _without_masks(looks)
     if wished.skip_masks is not None:
         skip_masks = wished.skip_masks
@@ -362,7 +359,7 @@ def _as_before(
     return Survey(plan, scans, skipped, kept["facts"])
 
 
-def _look_at_some(scans: list[Scan], kind: str, request: Request, workers: int | None, quiet: bool) -> list[Look]:
+def _look_at_some(scans: list[Scan], kind: str, request: Request, workers: int | None) -> list[Look]:
     most = MOST_LOOKS if scans[0].source.dimensions == 2 else MOST_VOLUMES
     chosen = [scans[round(index)] for index in np.linspace(0, len(scans) - 1, min(len(scans), most))]
     crop: Literal["brain"] | None = "brain" if request.choices.crop == "brain" else None
@@ -370,7 +367,7 @@ def _look_at_some(scans: list[Scan], kind: str, request: Request, workers: int |
     looks: list[Look] = []
     first_reason = ""
     files = sum(min(len(scan.source.files), MOST_SLICES) for scan in chosen)
-    with Progress("inspect", len(chosen), "scans", quiet=quiet) as progress:
+    with Progress("inspect", len(chosen), "scans") as progress:
         for number, (seen, broken) in enumerate(ordered_map(_look, tasks, worker_count(workers, files))):
             looks += [seen] if seen else []
             first_reason = first_reason or next((f"{entry.file.name}: {entry.reason}" for entry in broken), "")

@@ -92,7 +92,6 @@ def look_around(
     request: Request,
     workers: int | None = None,
     earlier: Mapping[str, Any] | None = None,
-    quiet: bool = False,
 ) -> Survey:
     """List the scans, opening only files that are new since the last time, and make the plan.
 
@@ -101,7 +100,6 @@ def look_around(
         request: what the user asked for.
         workers: processes.
         earlier: the private file of an earlier run; None looks without leaving a trace.
-        quiet: no progress bar.
     """
     tags = label_sources.tags_needed(request.labels)
     index = Index.load(places.cache / "index.jsonl") if earlier is not None else Index(tags)
@@ -116,7 +114,7 @@ def look_around(
         index.save(places.cache / "index.jsonl")
     names = {source.files[0]: places.name_of(source.files[0]) for source in found[0]}
     kept = _kept_choices(places.root, request, earlier)
-    return survey(found, places.scans, names, request, kept, workers, quiet)
+    return survey(found, places.scans, names, request, kept, workers)
 
 
 def _kept_choices(root: Path, request: Request, earlier: Mapping[str, Any] | None) -> dict[str, Any] | None:
