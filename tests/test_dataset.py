@@ -73,9 +73,25 @@ def test_a_level_holds_every_image_on_the_grid_and_encodes_as_the_intensity_map_
     assert (tmp_path / "levels" / f"{grid.height}x{grid.width}.npy").stat().st_mtime_ns == made
 
 
+def test_a_level_of_volumes_holds_each_on_the_grid_in_its_own_window(tmp_path):
+    array = images(4, (1, 9, 12, 10))
+    windows = {**columns(4), "high": [1000.0, 500.0, 800.0, 100.0]}
+    opened = dataset.write(tmp_path, INFO, windows, array, np.dtype(np.int16), (1, 9, 12, 10))
+    grid = opened.grid(14)
+    level = opened.level(grid)
+    assert grid.dimensions == 3 and level.array.shape == (4, 1, *grid.shape) and level.array.dtype == np.int16
+    batch = level.batch(np.array([3, 1]))
+    assert batch.shape == (2, 1, *grid.shape) and batch.dtype == np.float32
+    for encoded, row in zip(batch, (3, 1)):
+        np.testing.assert_array_equal(level.array[row], grid.apply(array[row], -1024))
+        np.testing.assert_allclose(encoded, opened.intensity(row).encode(level.array[row]), atol=1e-6)
+
+
 def test_an_interrupted_write_leaves_no_dataset_and_the_next_one_leaves_nothing_behind(tmp_path):
     array = images(6)
-    dataset.write(tmp_path, INFO, columns(6), array, np.dtype(np.int16), (1, 5, 7)).level(dataset.Grid(4, 4, 1, 5, 7))
+    dataset.write(tmp_path, INFO, columns(6), array, np.dtype(np.int16), (1, 5, 7)).level(
+        dataset.Grid((4, 4), 1, (5, 7))
+    )
 
     def killed():
         yield from array[:2]

@@ -113,6 +113,29 @@ def test_features_of_images_that_are_too_small_are_refused():
         random_conv.features(np.zeros((2, 1, 8, 40), np.float32))
 
 
+def test_features_of_volumes_do_not_depend_on_batch_and_see_every_axis(monkeypatch):
+    volumes = gaussian_filter(np.random.default_rng(0).normal(size=(5, 1, 16, 24, 12)), (0, 0, 1, 1, 1)).astype(
+        np.float32
+    )
+    whole = random_conv.features(volumes)
+    assert whole.shape == (5, 512) and whole.dtype == np.float64 and random_conv.EXTRACTOR_3D != random_conv.EXTRACTOR
+    monkeypatch.setattr(random_conv, "AT_ONCE", 1)  # one volume at a time
+    np.testing.assert_allclose(random_conv.features(torch.from_numpy(volumes)), whole, rtol=1e-5, atol=1e-6)
+    shuffled = volumes[:, :, np.random.default_rng(1).permutation(16)]  # every slice is as it was, their order is not
+    moved = np.linalg.norm(random_conv.features(shuffled) - whole, axis=1)
+    assert moved.min() > 0.3 * np.linalg.norm(whole - whole.mean(axis=0), axis=1).mean()
+
+
+def test_features_of_volumes_keep_their_values_between_versions():
+    ramp = np.linspace(-1, 1, 8**3, dtype=np.float32).reshape(1, 1, 8, 8, 8)
+    np.testing.assert_allclose(random_conv.features(ramp)[0, [0, 1, 100, 300, 505]], STORED_3D, rtol=1e-4)
+    with pytest.raises(ValueError, match="8 voxels"):
+        random_conv.features(ramp[:, :, :7])
+
+
+STORED_3D = (0.19941613, 0.15178899, 0.0, 0.01393581, 0.00231714)
+
+
 def test_encoder_and_frechet_need_torch_and_numpy_alone():
     code = (
         "import sys; import scansmith.metrics.frechet, scansmith.metrics.random_conv; "
@@ -365,3 +388,12 @@ def test_large_images_are_compared_by_area():
     train = blobs(6, 0, size=160)
     found = nearest(train[[4, 1]], train)
     assert found.rows.tolist() == [4, 1] and (found.similarity > 0.99999).all()
+
+
+def test_channels_that_a_mirror_image_leaves_alone_are_not_mirrored():
+    train = blobs(12, 0, size=40, channels=3)
+    mirrored = train[[7, 2]].copy()
+    mirrored[:, :2] = mirrored[:, :2, :, ::-1]
+    found = nearest(mirrored, train, unmirrored=1)
+    assert found.rows.tolist() == [7, 2] and found.mirrored.all() and (found.similarity > 0.99999).all()
+    assert (nearest(mirrored, train).similarity < 0.95).all()

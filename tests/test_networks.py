@@ -1,77 +1,133 @@
-"""Every generator and discriminator keeps one contract; the closed-form penalty equals autograd's."""
+"""Every generator and discriminator keeps one contract, in 2-D and 3-D; the closed-form penalty equals autograd's."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.nn import functional as F
 
 from scansmith import losses
 from scansmith.networks import DISCRIMINATORS, GENERATORS
-from scansmith.networks.blocks import UpConv, count_parameters, latent
+from scansmith.networks.blocks import CHANNELS_LAST, UP_CONVOLUTIONS, count_parameters, latent, layout_of
+from scansmith.networks.residual import CHANNELS
 
-SHAPES = [((4, 4), 3, 1, 0), ((5, 7), 2, 3, 0), ((6, 4), 2, 1, 3)]  # base, doublings, channels, classes
+# base, doublings, channels, classes
+SHAPES = [((4, 4), 3, 1, 0), ((5, 7), 2, 3, 0), ((6, 4), 2, 1, 3), ((4, 5, 4), 2, 1, 0), ((4, 4, 5), 2, 2, 3)]
+CLOSED = [name for name, network in DISCRIMINATORS.items() if hasattr(network, "scores_and_penalty")]
 
 
 def arguments(base, doublings, channels, classes):
-    return {"channels": channels, "base": base, "doublings": doublings, "width": 8, "classes": classes}
+    return {"channels": channels, "base": base, "doublings": doublings, "width": 16, "classes": classes}
+
+
+def size(shape):
+    base, doublings, channels, _ = shape
+    return (channels, *(side << doublings for side in base))
 
 
 def numbers(count, classes):
     return torch.arange(count) % classes if classes else None
 
 
+def discriminator(name, shape, std=0.2):
+    """With random weights everywhere: some first weights are zero, and hide faults."""
+    torch.manual_seed(1)
+    network = DISCRIMINATORS[name](**arguments(*shape))
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=std)
+    return network
+
+
 @pytest.mark.parametrize("name", GENERATORS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_generators_make_float32_images_of_the_grid_with_gradients_everywhere(name, shape):
     torch.manual_seed(0)
-    base, doublings, channels, classes = shape
     network = GENERATORS[name](**arguments(*shape))
+    classes = numbers(3, shape[-1])
     z = latent(0, 3, network.latent)
-    images = network(z, numbers(3, classes))
-    assert images.shape == (3, channels, base[0] << doublings, base[1] << doublings)
-    assert images.dtype == torch.float32
+    images = network(z, classes)
+    assert images.shape == (3, *size(shape)) and images.dtype == torch.float32
+    if hasattr(network, "encode"):
+        images = network.decode(sum(network.encode(images.detach(), classes)), classes)
     images.square().mean().backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in network.parameters())
+    used = [value for key, value in network.named_parameters() if not behind_zeros(name, key)]
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in used)
+    images = network(z, classes)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = network(z, numbers(3, classes))
+        rounded = network(z, classes)
     assert rounded.dtype == torch.float32
     assert (rounded - images).abs().max() < 0.1 * images.abs().max()
 
 
+def behind_zeros(name, key):
+    """A residual block's last convolution starts at zero, so at first no gradient reaches those before it."""
+    return name == "residual" and "convolutions.0" in key
+
+
 @pytest.mark.parametrize("name", DISCRIMINATORS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_discriminators_score_each_image_alone(name, shape):
-    torch.manual_seed(0)
-    base, doublings, channels, classes = shape
-    network = DISCRIMINATORS[name](**arguments(*shape))
-    images = torch.randn(4, channels, base[0] << doublings, base[1] << doublings)
-    scores = network(images, numbers(4, classes))
+def test_discriminators_score_each_image_alone_unless_they_say_so(name, shape):
+    network, classes = discriminator(name, shape, std=0.05), numbers(4, shape[-1])
+    images = torch.randn(4, *size(shape))
+    scores = network(images, classes)
     assert scores.shape == (4,) and scores.dtype == torch.float32
-    part = network(images[1:2], numbers(4, classes)[1:2] if classes else None)
-    torch.testing.assert_close(part, scores[1:2])
+    part = network(images[1:3], None if classes is None else classes[1:3])
+    assert torch.allclose(part, scores[1:3], rtol=1e-4, atol=1e-5) == network.one_batch
+    if classes is not None:
+        assert not torch.allclose(network(images, classes.roll(1)), scores)
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+@pytest.mark.parametrize("shape", SHAPES[2:4])
+def test_every_discriminator_can_be_penalised_in_both_precisions(name, shape):
+    """By its closed form and by double backpropagation; bf16 finds nearly the direction of float32."""
+    network, classes = discriminator(name, shape, std=0.1), numbers(6, shape[-1])
+    images = torch.randn(6, *size(shape))
+    ways = [lambda: losses.scores_and_penalty(network, images, classes), lambda: by_autograd(network, images, classes)]
+    found = []
+    for way in ways:
+        for precision in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision):
+                scores, penalty = way()
+                loss = F.softplus(scores).mean() + penalty.mean().sqrt()
+            assert scores.dtype == penalty.dtype == torch.float32
+            gradients = torch.autograd.grad(loss, list(network.parameters()))
+            found.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    assert float(found[0].norm()) > 0
+    for other in found[1:]:
+        assert F.cosine_similarity(found[0], other, dim=0) > 0.98
+
+
+def by_autograd(network, images, classes):
+    images = images.clone().requires_grad_(True)
+    scores = network(images, classes)
+    return scores, losses.gradient_penalty(scores, images)
 
 
 @pytest.mark.parametrize("family", [GENERATORS, DISCRIMINATORS])
-def test_networks_are_the_same_for_the_same_seed_and_survive_safetensors(family, tmp_path):
+@pytest.mark.parametrize("base", [(4, 4), (4, 4, 4)])
+def test_networks_are_the_same_for_the_same_seed_and_survive_safetensors(family, base, tmp_path):
     for name, network in family.items():
         torch.manual_seed(3)
-        one = network(**arguments((4, 4), 2, 1, 2))
+        one = network(**arguments(base, 2, 1, 2))
         torch.manual_seed(3)
-        two = network(**arguments((4, 4), 2, 1, 2))
+        two = network(**arguments(base, 2, 1, 2))
         save_file(one.state_dict(), tmp_path / f"{name}.safetensors")
-        three = network(**arguments((4, 4), 2, 1, 2))
+        three = network(**arguments(base, 2, 1, 2))
         three.load_state_dict(load_file(tmp_path / f"{name}.safetensors"))
         for a, b, c in zip(one.parameters(), two.parameters(), three.parameters()):
             assert torch.equal(a, b) and torch.equal(a, c)
 
 
-def test_one_transposed_convolution_equals_upsampling_then_convolution():
+@pytest.mark.parametrize("dimensions", UP_CONVOLUTIONS)
+def test_one_transposed_convolution_equals_upsampling_then_convolution(dimensions):
     torch.manual_seed(0)
-    up = UpConv(5, 7)
-    x = torch.randn(2, 5, 6, 9, requires_grad=True)
-    plain = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), up.weight, up.bias, padding=1)
+    up = UP_CONVOLUTIONS[dimensions](5, 7)
+    x = torch.randn(2, 5, *(6, 9, 4)[:dimensions], requires_grad=True)
+    convolve = {2: F.conv2d, 3: F.conv3d}[dimensions]
+    plain = convolve(F.interpolate(x, scale_factor=2.0, mode="nearest"), up.weight, up.bias, padding=1)
     torch.testing.assert_close(up(x), plain)
     upstream = torch.randn_like(plain)
     wanted = torch.autograd.grad(plain, (x, up.weight, up.bias), upstream, retain_graph=True)
@@ -80,18 +136,15 @@ def test_one_transposed_convolution_equals_upsampling_then_convolution():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", CLOSED)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_closed_form_penalty_equals_double_backpropagation(shape, channels_last):
+def test_closed_form_penalty_equals_double_backpropagation(name, shape, channels_last):
     """Scores, penalties and every weight gradient of a loss that mixes both, image by image."""
-    torch.manual_seed(1)
-    base, doublings, channels, classes = shape
-    network = DISCRIMINATORS["strided"](**arguments(*shape)).double().float()
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    images = torch.randn(6, channels, base[0] << doublings, base[1] << doublings)
+    network, classes = discriminator(name, shape), numbers(6, shape[-1])
+    images = torch.randn(6, *size(shape))
     if channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=CHANNELS_LAST[len(shape[0])])
     weights = torch.linspace(-1.0, 1.0, 6)
 
     def gradients(pair):
@@ -99,14 +152,96 @@ def test_closed_form_penalty_equals_double_backpropagation(shape, channels_last)
         loss = F.softplus(weights * scores).sum() + (weights.square() * penalty.sqrt()).sum()
         return scores.detach(), penalty.detach(), torch.autograd.grad(loss, list(network.parameters()))
 
-    own = gradients(network.scores_and_penalty(images, numbers(6, classes)))
-    with_grad = images.clone().requires_grad_(True)
-    scores = network(with_grad, numbers(6, classes))
-    reference = gradients((scores, losses.gradient_penalty(scores, with_grad)))
-    torch.testing.assert_close(own[0], reference[0], rtol=1e-4, atol=1e-5)
+    own = gradients(network.scores_and_penalty(images, classes))
+    reference = gradients(by_autograd(network, images, classes))
+    torch.testing.assert_close(own[0], reference[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(own[1], reference[1], rtol=1e-4, atol=1e-5)
     for found, wanted in zip(own[2], reference[2]):
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_closed_form_covers_bottleneck_blocks_with_groups():
+    torch.manual_seed(2)
+    network = DISCRIMINATORS["residual"](1, (4, 4), 0, width=768)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.03)
+    images = torch.randn(2, 1, 4, 4)
+    found, wanted = network.scores_and_penalty(images), by_autograd(network, images, None)
+    torch.testing.assert_close(found[1], wanted[1], rtol=1e-4, atol=1e-6)
+    gradients = [torch.autograd.grad(pair[1].sum(), list(network.levels.parameters())) for pair in (found, wanted)]
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
+
+
+def test_resampling_of_the_residual_pair_keeps_a_constant_and_interpolates():
+    generator = GENERATORS["residual"](1, (4, 4), 1, width=16)
+    nn.init.dirac_(generator.ups[0].weight)
+    nn.init.dirac_(generator.end.weight)
+    nn.init.zeros_(generator.end.bias)
+    z = torch.zeros(1, 64)
+    z[0, 0] = 1.0
+    with torch.no_grad():
+        generator.start.weight.zero_()[0, 0] = 1.0
+        generator.basis[0] = torch.arange(4.0)[None]
+        row = generator(z)[0, 0, 2]
+    torch.testing.assert_close(row[:7], torch.arange(7) / 2.0)
+
+
+def test_a_width_without_a_row_is_refused_with_the_rows():
+    with pytest.raises(ValueError, match=r"expected a width of .*384.*, found 40"):
+        GENERATORS["residual"](1, (4, 4), 2, width=40)
+
+
+def test_autoencoder_as_a_generator_decodes_the_fitted_gaussian():
+    torch.manual_seed(0)
+    network = GENERATORS["autoencoder"](**arguments((4, 4), 2, 1, 0)).eval()
+    z = latent(0, 5, network.latent)
+    assert torch.equal(network(z), network.decode(z))
+    network.center.fill_(0.5)
+    network.factor.copy_(torch.randn(64, 64).tril())
+    torch.testing.assert_close(network(z), network.decode(torch.stack([0.5 + network.factor @ row for row in z])))
+    assert {"center", "factor"} <= set(network.state_dict())
+
+
+def test_a_class_shifts_what_the_encoder_says():
+    torch.manual_seed(0)
+    network = GENERATORS["autoencoder"](**arguments((4, 4), 2, 1, 2))
+    nn.init.normal_(network.embed.weight)
+    image = torch.randn(1, 1, 16, 16)
+    (one, _), (two, _) = (network.encode(image, torch.tensor([number])) for number in (0, 1))
+    torch.testing.assert_close(two - one, (network.embed.weight[1] - network.embed.weight[0])[None, :64])
+
+
+def test_dcgan_is_laid_out_as_published():
+    """64 px, width 128: 1024-512-256-128-3 channels (Radford 2015, figure 1), no bias before a norm, weights of .02."""
+    with torch.device("meta"):
+        generator = GENERATORS["dcgan"](3, (4, 4), 4, 128, latent=100)
+        critic = DISCRIMINATORS["dcgan"](3, (4, 4), 4, 64)
+    assert [up.weight.shape[:2] for up in generator.ups] == [(1024, 512), (512, 256), (256, 128), (128, 3)]
+    assert [up.bias is None for up in generator.ups] == [True, True, True, False]
+    assert [down.out_channels for down in critic.downs] == [64, 128, 256, 512]
+    assert [type(norm) for norm in critic.norms] == [nn.Identity, *[nn.BatchNorm2d] * 3]
+    torch.manual_seed(0)
+    weights = DISCRIMINATORS["dcgan"](1, (4, 4), 3, 32).downs[2].weight
+    assert abs(float(weights.std().detach()) - 0.02) < 0.001 and abs(float(weights.mean().detach())) < 0.001
+
+
+def test_dense_has_one_hidden_layer_and_ends_in_sigmoids():
+    generator, critic = GENERATORS["dense"](1, (7, 7), 2, latent=10), DISCRIMINATORS["dense"](1, (7, 7), 2)
+    assert count_parameters(generator) == 10 * 128 + 128 + 128 * 784 + 784
+    assert count_parameters(critic) == 784 * 128 + 128 + 128 + 1
+    with torch.no_grad():
+        images = generator(100.0 * latent(0, 8, 10))
+        scores = critic(100.0 * images)
+    assert -1.0 <= float(images.min()) < -0.9 and 0.9 < float(images.max()) <= 1.0
+    assert float(scores.min()) >= 0.0 and float(scores.max()) <= 1.0
+
+
+def test_the_layout_of_images_and_volumes_is_seen():
+    for dimensions, layout in CHANNELS_LAST.items():
+        x = torch.zeros(2, 3, *[4] * dimensions)
+        assert layout_of(x) == torch.contiguous_format
+        assert layout_of(x.contiguous(memory_format=layout)) == layout
 
 
 def test_latents_depend_on_seed_and_index_only():
@@ -122,3 +257,12 @@ def test_the_default_pair_has_the_size_of_the_equal_time_trial():
     discriminator = DISCRIMINATORS["strided"](channels=1, base=(4, 4), doublings=4)
     assert 1.1e6 < count_parameters(generator) < 1.3e6
     assert 0.65e6 < count_parameters(discriminator) < 0.75e6
+
+
+@pytest.mark.parametrize(("width", "millions"), [(128, 0.7), (256, 4.1), (384, 10.0), (768, 24.8)])
+def test_both_residual_networks_of_a_size_weigh_the_same(width, millions):
+    assert width in CHANNELS
+    for family in (GENERATORS, DISCRIMINATORS):
+        with torch.device("meta"):
+            network = family["residual"](1, (4, 4), 5 if width <= 256 else 6, width)
+        assert count_parameters(network) / 1e6 == pytest.approx(millions, rel=0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from scansmith.preprocess import (
     piecewise,
     resampling_matrix,
     resize,
+    resize_volume,
 )
 
 SIZES = st.integers(1, 200)
@@ -108,7 +110,7 @@ def test_a_band_at_whole_positions_copies():
 def test_the_grid_is_near_the_target_holds_the_box_and_keeps_the_aspect_ratio(height, width, target):
     if not 1 / 8 < height / width < 8:
         return
-    grid = Grid.choose(height, width, target)
+    grid = Grid.choose((height, width), target)
     assert 0.5 <= max(grid.height, grid.width) / target <= 2.0
     assert grid.box_height <= grid.height
     assert grid.box_width <= grid.width
@@ -119,11 +121,68 @@ def test_the_grid_is_near_the_target_holds_the_box_and_keeps_the_aspect_ratio(he
 @given(st.integers(16, 90), st.integers(16, 90))
 def test_what_the_grid_applies_it_crops_again(height, width):
     image = np.random.default_rng(0).integers(0, 100, (1, height, width)).astype(np.int16)
-    grid = Grid.choose(height, width, 64)
+    grid = Grid.choose((height, width), 64)
     placed = grid.apply(image, fill=-7)
     assert placed.shape == (1, grid.height, grid.width)
     np.testing.assert_array_equal(grid.crop(placed), resize(image, grid.box_height, grid.box_width))
     assert (placed == -7).sum() == grid.height * grid.width - grid.box_height * grid.box_width
+
+
+@pytest.mark.parametrize("before", [(9, 20, 13), (24, 5, 16), (2, 7, 7)])
+@pytest.mark.parametrize("after", [(9, 20, 13), (9, 11, 13), (5, 30, 8), (30, 3, 1)])
+def test_a_volume_is_resized_by_the_same_filter_along_each_axis(before, after):
+    volume = np.random.default_rng(0).normal(size=(2, *before)).astype(np.float32)
+    filters = (resampling_matrix(*pair) for pair in zip(before, after))
+    expected = np.einsum("cdhw,xd,yh,zw->cxyz", volume.astype(np.float64), *filters, optimize=True)
+    np.testing.assert_allclose(resize_volume(volume, after), expected, atol=1e-4)
+
+
+def test_a_volume_of_whole_numbers_is_rounded_once():
+    """Rounded after rows and columns and once more after slices, one voxel in ten would be off by one."""
+    volume = np.random.default_rng(0).integers(-1000, 1000, (1, 9, 10, 11)).astype(np.int16)
+    exact = resize_volume(volume.astype(np.float32), (13, 7, 8))
+    np.testing.assert_array_equal(resize_volume(volume, (13, 7, 8)), np.rint(exact).astype(np.int16), strict=True)
+
+
+def test_structures_finer_than_the_slices_of_a_smaller_volume_do_not_alias():
+    stripes = np.where(np.arange(48) % 2, 1.0, -1.0).astype(np.float32)[None, :, None, None] * np.ones(
+        (1, 1, 8, 8), np.float32
+    )
+    assert np.abs(resize_volume(stripes, (20, 8, 8))[:, 2:-2]).max() < 0.25  # a plain linear filter leaves up to 1
+
+
+@pytest.mark.parametrize("target", [32, 64, 128])
+def test_the_grid_of_volumes_never_squashes_and_pads_little(target):
+    random = np.random.default_rng(target)
+    padding = []
+    for _ in range(60):
+        size = [int(side) for side in 40 * 2 ** random.uniform(0, 1.2, 3) * 2 ** random.uniform(0, 1)]
+        grid = Grid.choose(size, target)
+        assert len(grid.base) == 3 and 3 <= min(grid.base) and max(grid.base) <= 7
+        assert 0.5 <= grid.side / target <= 2.0 and all(part <= whole for part, whole in zip(grid.box, grid.shape))
+        scales = [math.log(part / side) for part, side in zip(grid.box, size)]
+        assert max(scales) - min(scales) <= 1.01 / min(grid.box) + 1.01 / sorted(grid.box)[1]  # the rounding alone
+        padding.append(1 - math.prod(grid.box) / grid.pixels)
+    assert np.mean(padding) < 0.16 and max(padding) < 0.36
+
+
+@pytest.mark.parametrize("size", [(35, 50, 35), (37, 50, 36), (182, 218, 182), (155, 240, 240), (160, 192, 160)])
+@pytest.mark.parametrize("target", [32, 64])
+def test_hippocampi_and_heads_waste_little_of_their_grid(size, target):
+    grid = Grid.choose(size, target)
+    assert 1 - math.prod(grid.box) / grid.pixels < 0.19
+
+
+def test_a_grid_of_volumes_places_crops_and_survives_json():
+    volume = np.random.default_rng(0).integers(0, 100, (2, 20, 33, 41)).astype(np.int16)
+    grid = Grid.choose(volume.shape[1:], 48)
+    assert Grid.from_json(json.loads(json.dumps(grid.to_json()))) == grid
+    assert (grid.dimensions, grid.height, grid.width) == (3, *grid.shape[1:])
+    assert (grid.box_height, grid.box_width) == grid.box[1:]
+    placed = grid.apply(volume, fill=-7)
+    assert placed.shape == (2, *grid.shape) and placed.dtype == np.int16
+    np.testing.assert_array_equal(grid.crop(placed), resize_volume(volume, grid.box))
+    assert (placed == -7).sum() == 2 * (grid.pixels - math.prod(grid.box))
 
 
 # ------------------------------------------------------------------------------------------------ crop

@@ -75,6 +75,19 @@ def make_images(out: Path, unit: np.ndarray, label_of: list[str | None], low: fl
     (out / "images" / "manifest.json").write_text(json.dumps(manifest))
 
 
+ACTS = [
+    {"kind": "act", "images": 12000, "reason": "gradient_spike", "act": "skip", "words": "One update was skipped."},
+    {"kind": "act", "images": 12032, "reason": "gradient_spike", "act": "skip", "words": "Another update was skipped."},
+    {
+        "kind": "act",
+        "images": 30000,
+        "reason": "collapse",
+        "act": "roll_back",
+        "words": "The samples repeated themselves.",
+    },
+]
+
+
 def make_train(out: Path, sheets: list[np.ndarray]) -> None:
     """log.jsonl, recipe.json and sample sheets."""
     (out / "train" / "samples").mkdir(parents=True)
@@ -83,6 +96,7 @@ def make_train(out: Path, sheets: list[np.ndarray]) -> None:
         rows.append({"kind": "tick", "images": 2000 * i, "seconds": 9.0 * i, "images_per_s": 222.0, "loss_d": 0.7 - 0.3 * np.tanh(i / 9),
                      "loss_g": 0.75 + 0.02 * i, "gap": 0.1 + 0.02 * i, "r1": 0.02 + 0.001 * i, "r2": 0.03 + 0.001 * i, "lr": 2e-4, "gamma": 1.0,
                      "quality": 60.0 * np.exp(-i / 9) + 2.5 if i % 2 == 0 else None, "reference": "validation", "cut": False, "diversity": 0.9 - 0.5 * np.exp(-i / 4)})  # fmt: skip
+    rows = sorted(rows + ACTS, key=lambda row: row["images"])
     (out / "train" / "log.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + '\n{"kind": "tick", "ima')
     recipe = {"name": "relativistic", "generator": "strided", "batch": 32, "learning_rate": 1e-3, "gamma": 1.0, "precision": "fp32", "channels_last": True,
               "request": {"minutes": 8}, "reasons": ["24 pixels: the largest that 8 minutes allow."], "seed": 7}  # fmt: skip
@@ -177,7 +191,12 @@ def read(out: Path) -> Page:
 
 def pixels(source: str) -> np.ndarray:
     """A data address -> the PNG's array."""
-    return np.asarray(Picture.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,")))))
+    return np.asarray(opened(source))
+
+
+def opened(source: str) -> Picture.Image:
+    """A data address -> the picture."""
+    return Picture.open(io.BytesIO(base64.b64decode(source.partition(";base64,")[2])))
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +211,9 @@ def whole(tmp_path_factory) -> Path:
 
 def test_the_page_asks_for_nothing_outside_itself_and_runs_no_script(whole):
     html, seen = (whole / "report.html").read_text(), read(whole)
-    assert seen.images and all(address.startswith(("data:image/png;base64,", "#")) for address in seen.addresses)
+    assert seen.images and all(
+        address.startswith(("data:image/png;base64,", "data:image/webp;base64,", "#")) for address in seen.addresses
+    )
     assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(seen.tags)
     assert "http://" not in html and "https://" not in html
     assert not re.search(r"\son\w+=", re.sub(r'base64,[^"]*', "", html))

@@ -9,19 +9,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import scansmith
 from scansmith import formats, model, synthesize
 from scansmith.networks import GENERATORS
 from scansmith.preprocess import Grid
+from scansmith.synthesize import draw
 
 
 def make_model(
     folder, labels=(), modality="CT", source="dicom", low=-1024.0, high=1000.0, units="HU", height=12, width=16
 ):
     torch.manual_seed(0)
-    grid = Grid.choose(height, width, 16)
+    grid = Grid.choose((height, width), 16)
     arguments = {
         "channels": 1,
-        "base": [grid.base_height, grid.base_width],
+        "base": list(grid.base),
         "doublings": grid.doublings,
         "width": 8,
         "latent": 8,
@@ -51,7 +53,7 @@ def test_sample_i_depends_on_seed_and_index_only(tmp_path, format):
     assert len(many) == 40 and sorted(part) == ["000019", "000020", "000021"]
     for name, array in part.items():
         assert np.array_equal(array, many[name]) and not np.array_equal(array, other[name])
-        grid = Grid.choose(12, 16, 16)
+        grid = Grid.choose((12, 16), 16)
         assert array.shape == (1, grid.box_width, grid.box_height, 1)  # without the grid's padding
 
 
@@ -139,6 +141,123 @@ def test_a_stopped_synthesis_is_marked_incomplete_and_the_same_command_finishes_
     assert formats.read_manifest(tmp_path / "o")["complete"] is True and len(list((tmp_path / "o").glob("*.dcm"))) == 2
 
 
+# ------------------------------------------------------------------------------------------------ volumes
+
+# Sagittal slices of a head tilted by 20 degrees, 3 mm apart, pixels of 1.5 mm down and 2 mm to the right.
+TILT = np.deg2rad(20)
+ORIENTATION = [[0.0, -np.cos(TILT), -np.sin(TILT)], [0.0, np.sin(TILT), -np.cos(TILT)], [1.0, 0.0, 0.0]]
+SPACING = [3.0, 1.5, 2.0]
+
+
+def make_model_of_volumes(folder, size=(14, 20, 16), **config):
+    """An untrained generator of volumes, upright as `prepare` stores them."""
+    torch.manual_seed(0)
+    grid, labels = Grid.choose(size, 24), config.get("labels", [])
+    arguments = {
+        "channels": 1, "base": list(grid.base), "doublings": grid.doublings, "width": 8, "latent": 8, "classes": len(labels),
+    }  # fmt: skip
+    config = {
+        "network": {"name": "strided", "arguments": arguments}, "grid": grid.to_json(), "channels": 1, "modality": "MR",
+        "source_format": "nifti", "intensity": {"low": 0.0, "high": 400.0, "units": "a.u."}, "orientation": ORIENTATION, "spacing": SPACING,
+        "labels": labels, "label_counts": [30, 10][: len(labels)], "data_hash": "d" * 16,
+        "recipe": {"name": "relativistic", "train_images": 40, "images": 800, "seed": 0}, **config,
+    }  # fmt: skip
+    return model.save(folder, GENERATORS["strided"](**arguments), config)
+
+
+@pytest.mark.parametrize("format", ["nifti", "dicom"])
+def test_volumes_lie_in_space_as_the_training_volumes_did(tmp_path, format):
+    made = make_model_of_volumes(tmp_path / "m")
+    synthesize(tmp_path / "m", tmp_path / "o", count=2, format=format)
+    sources, skipped = formats.discover(tmp_path / "o")
+    assert len(sources) == 2 and not skipped
+    image = formats.read(sources[1])
+    encoded = list(draw(made, 0, 2, None, 0, torch.device("cpu")))[1]
+    assert encoded.shape == (1, *made.grid.box) and image.array.shape == (1, *made.grid.box[::-1])
+    expected = made.intensity.decode(encoded).transpose(0, 3, 2, 1)
+    np.testing.assert_allclose(image.array, expected, atol=400 / 2**15)
+    np.testing.assert_allclose(image.affine[:3, :3], np.array(ORIENTATION).T * SPACING[::-1], atol=1e-5)
+
+
+def test_nibabel_reads_the_spacing_and_orientation_of_prepared_training_volumes(tmp_path):
+    """From NIfTI files of another orientation through `prepare` to synthetic NIfTI files."""
+    import nibabel
+
+    from scansmith.dataset import Dataset
+    from scansmith.train.stage import common_orientation
+
+    affine = nibabel.affines.from_matvec(np.array([[0.0, 0.0, 1.2], [1.6, 0.0, 0.0], [0.0, -1.4, 0.0]]), [5, 6, 7])
+    (tmp_path / "scans").mkdir()
+    for number in range(6):
+        voxels = np.random.default_rng(number).integers(0, 900, (20, 18, 24)).astype(np.int16)
+        nibabel.Nifti1Image(voxels, affine).to_filename(tmp_path / "scans" / f"{number}.nii.gz")
+    scansmith.prepare(tmp_path / "scans", tmp_path / "d", modality="MR", plan='{"dimensions": 3, "crop": "none"}')
+    data = Dataset.open(tmp_path / "d")
+    made = make_model_of_volumes(
+        tmp_path / "m",
+        data.shape[1:],
+        orientation=common_orientation(data.columns["affine"], 3),
+        spacing=[mm * side / box for mm, side, box in zip(data.info["spacing"], data.shape[1:], data.grid(24).box)],
+    )
+    synthesize(tmp_path / "m", tmp_path / "o", count=1)
+    written = nibabel.load(tmp_path / "o" / "000000.nii.gz")
+    axes = nibabel.io_orientation(data.columns["affine"][0])
+    np.testing.assert_array_equal(nibabel.io_orientation(written.affine), axes)
+    extent = np.array(written.header.get_zooms()) * written.shape
+    np.testing.assert_allclose(extent, np.array(data.shape[:0:-1]) * data.info["spacing"][::-1], rtol=1e-5)
+    assert written.shape == made.grid.box[::-1] and written.header.get_xyzt_units()[0] == "mm"
+
+
+def test_volume_i_depends_on_seed_and_index_only_and_classes_get_folders(tmp_path):
+    make_model_of_volumes(tmp_path / "m", labels=["a", "b"])
+    for format in ("nifti", "dicom"):
+        synthesize(tmp_path / "m", tmp_path / format, count=18, format=format)
+        synthesize(tmp_path / "m", tmp_path / f"{format}_part", count=1, first=17, format=format)
+        entry = formats.read_manifest(tmp_path / f"{format}_part")["files"][0]
+        whole, part = (
+            formats.read(formats.discover(tmp_path / name / entry["file"])[0][0]).array
+            for name in (format, f"{format}_part")
+        )
+        np.testing.assert_array_equal(whole, part)
+        assert entry["file"].startswith(f"{entry['label']}/000017")
+    assert formats.read_manifest(tmp_path / "dicom")["size"] == list(model.load(tmp_path / "m").grid.box)
+
+
+def test_running_again_takes_the_series_of_the_last_run_away_but_no_file_of_others(tmp_path):
+    make_model_of_volumes(tmp_path / "m")
+    synthesize(tmp_path / "m", tmp_path / "o", count=3, format="dicom")
+    synthesize(tmp_path / "m", tmp_path / "o", count=1)
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["000000.nii.gz", "manifest.json"]
+    synthesize(tmp_path / "m", tmp_path / "o", count=1, format="dicom")
+    (tmp_path / "o" / "000000" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="choose another folder"):
+        synthesize(tmp_path / "m", tmp_path / "o", count=1)
+    assert (tmp_path / "o" / "000000" / "notes.txt").read_text() == "mine"
+
+
+def test_formats_that_cannot_hold_volumes_are_refused_before_anything_is_written(tmp_path):
+    make_model_of_volumes(tmp_path / "m", spacing=None, source_format="dicom", orientation=None)
+    with pytest.raises(ValueError, match="'nifti' or 'dicom' for a model of volumes, got 'png'.*leave --format out"):
+        synthesize(tmp_path / "m", tmp_path / "o", count=1, format="png")
+    with pytest.raises(ValueError, match="voxel size .* leave --format out"):
+        synthesize(tmp_path / "m", tmp_path / "o", count=1, format="dicom")
+    assert not (tmp_path / "o").exists()
+    assert synthesize(tmp_path / "m", tmp_path / "o", count=1)["format"] == "nifti"
+    make_model_of_volumes(tmp_path / "m", source_format="dicom")
+    assert synthesize(tmp_path / "m", tmp_path / "o", count=1)["format"] == "dicom"
+
+
+def test_the_card_of_a_model_of_volumes_says_so(tmp_path):
+    made = make_model_of_volumes(tmp_path / "m")
+    size = " x ".join(map(str, made.grid.box))
+    assert f"Makes volumes of {size} voxels" in (tmp_path / "m" / "README.md").read_text()
+
+
+def test_models_of_tiff_scans_make_pictures(tmp_path):
+    make_model(tmp_path / "m", modality="OT", source="tiff", low=0.0, high=255.0, units="a.u.")
+    assert synthesize(tmp_path / "m", tmp_path / "o", count=1)["format"] == "png"
+
+
 # ------------------------------------------------------------------------------------------------ the model folder
 
 
@@ -169,7 +288,7 @@ def test_models_that_do_not_fit_are_refused_in_words(tmp_path):
         with pytest.raises(ValueError, match=words):
             model.load(tmp_path / "m")
 
-    refused("expected model version 1", version=99)
+    refused("expected model version 2", version=99)
     refused("found 'os.system'", network={"name": "os.system", "arguments": {}})
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     tensors = load_file(tmp_path / "m" / "model.safetensors")

@@ -22,11 +22,12 @@ from scansmith.preprocess import Grid
 from scansmith.runtime import Progress
 from scansmith.train import checkpoint, loop, watch
 from scansmith.train import probe as probe_module
+from scansmith.train.objective import Batch
 from scansmith.train.objectives import OBJECTIVES
-from scansmith.train.probe import IMAGES_PER_PIXEL, Probe, Task, affordable, for_grid, time_step
+from scansmith.train.parallel import Group
+from scansmith.train.probe import IMAGES_PER_PIXEL, Clock, Probe, Task, affordable, for_grid
 from scansmith.train.recipes import RECIPES, Recipe, augmentation_strength, penalty_weight, schedule
 from scansmith.train.stage import common_orientation
-from scansmith.train.synthesis import Batch
 
 CPU = torch.device("cpu")
 TINY = Recipe(
@@ -75,14 +76,14 @@ def tiny_data(root: Path, labels: tuple[str, ...] = ()) -> tuple[dataset.Dataset
     opened = dataset.Dataset.open(make_dataset(root, labels=labels))
     rows = opened.rows("train")
     return opened, loop.Data(
-        opened.level(Grid.choose(16, 16, 16)), rows, opened.classes()[rows] if labels else None, None
+        opened.level(Grid.choose((16, 16), 16)), rows, opened.classes()[rows] if labels else None, None
     )
 
 
 def fit_tiny(run: Path, data: loop.Data, recipe: Recipe = TINY, deadline_s: float = 1e9, classes: int = 0):
     torch.manual_seed(0)
-    objective = OBJECTIVES["synthesis"](recipe, 1, Grid.choose(16, 16, 16), classes)
-    return loop.fit(objective, recipe, data, run, CPU, deadline_s, Progress("test", recipe.images, quiet=True))
+    objective = OBJECTIVES[recipe.objective](recipe, 1, Grid.choose((16, 16), 16), classes)
+    return loop.fit(objective, recipe, data, run, Group(), deadline_s, Progress("test", recipe.images, quiet=True))
 
 
 def weights(network: torch.nn.Module) -> torch.Tensor:
@@ -123,7 +124,7 @@ def test_penalty_and_augmentation_follow_the_published_values():
 
 
 def test_probe_takes_the_largest_grid_that_shows_enough_images():
-    task = Task(1, 512, 512, 0, 700)
+    task = Task(1, (512, 512), 0, 700)
     rate = 100.0  # at 64 px
     enough = 64 * IMAGES_PER_PIXEL / rate / 0.95
     assert affordable(task, 64, rate, enough * 1.01) == 64
@@ -131,25 +132,25 @@ def test_probe_takes_the_largest_grid_that_shows_enough_images():
     assert affordable(task, 64, rate, enough * 8.08) == 128  # twice the images, each four times the pixels
     assert affordable(task, 64, rate, enough * 7.92) == 64
     assert affordable(task, 64, rate, 1.0) == 32  # the smallest when nothing fits
-    assert affordable(Task(1, 28, 28, 0, 700), 28, rate, 1e6) == 28  # never beyond the stored images
+    assert affordable(Task(1, (28, 28), 0, 700), 28, rate, 1e6) == 28  # never beyond the stored images
 
 
 def test_probe_times_real_steps_and_plans_the_images_that_fit():
-    task = Task(1, 16, 16, 2, 20)
+    task = Task(1, (16, 16), 2, 20)
     recipe = for_grid(TINY, task, 16)
-    step_s = time_step(recipe, task, CPU, budget_s=0.0)
+    step_s = Clock(task, CPU).time(recipe, budget_s=0.0)
     assert 0 < step_s < 5
     probed = Probe(recipe, step_s=0.5, reasons=("why",))
     assert probed.images_in(100.0) == 8 * 190  # 95 s of 0.5 s steps of 8 images
     planned, reasons = probed.lasting(1520)
-    assert planned.images == 1520 and reasons[0] == "why" and "1,520 images" in reasons[-1]
+    assert planned.images == 1520 and reasons[0] == "why" and "1,520 images" in reasons[1]
 
 
 def test_the_probe_takes_the_fastest_candidate_and_leaves_out_what_fails(monkeypatch):
     """bf16 fails on this made-up machine, channels-last is twice as fast, and one busy moment does not change that."""
     calls = []
 
-    def machine(recipe, task, device):
+    def machine(clock, recipe):
         def step():
             calls.append(recipe)
             if recipe.precision == "bf16":
@@ -158,8 +159,8 @@ def test_the_probe_takes_the_fastest_candidate_and_leaves_out_what_fails(monkeyp
 
         return step
 
-    monkeypatch.setattr(probe_module, "stepper", machine)
-    fastest, step_s = probe_module.fastest_machine(TINY, Task(1, 16, 16, 0, 20), CPU, budget_s=0.0)
+    monkeypatch.setattr(Clock, "stepper", machine)
+    fastest, step_s = probe_module.fastest_machine(TINY, Clock(Task(1, (16, 16), 0, 20), CPU), budget_s=0.0)
     assert fastest.channels_last and fastest.precision == "fp32" and step_s == pytest.approx(0.1)
     assert sum(recipe.precision == "bf16" for recipe in calls) == 1
 
@@ -185,7 +186,7 @@ def test_unbalanced_classes_are_drawn_by_the_square_root_of_their_counts():
 def test_discriminator_gradients_equal_plain_autograd_on_the_written_loss(tmp_path):
     """The objective against the equation: softplus(-(D(x) - D(G(z)))) + gamma/2 (R1 + R2), unaugmented."""
     torch.manual_seed(0)
-    objective = OBJECTIVES["synthesis"](TINY, 1, Grid.choose(16, 16, 16), 0)
+    objective = OBJECTIVES["synthesis"](TINY, 1, Grid.choose((16, 16), 16), 0)
     random = torch.Generator().manual_seed(0)
     batch = Batch(
         torch.randn(8, 1, 16, 16, generator=random), None, torch.randn(8, 8, generator=random), 0.7, 0.0, random
@@ -258,15 +259,16 @@ def test_a_loss_that_is_not_finite_moves_no_weight_and_too_many_end_the_run(tmp_
     level = dataset.Level(
         np.full((20, 1, 16, 16), np.nan, np.float32), np.zeros(20, np.float32), np.ones(20, np.float32)
     )
-    with pytest.raises(RuntimeError, match="another --seed"):
-        fit_tiny(tmp_path / "run", loop.Data(level, np.arange(20), None, None), replace(TINY, images=8 * 40, ticks=10))
+    with pytest.raises(loop.Hopeless):
+        fit_tiny(tmp_path / "run", loop.Data(level, np.arange(20), None, None), replace(TINY, images=8 * 400, ticks=10))
+    with pytest.raises(loop.Hopeless):  # the same command does not hide it
+        fit_tiny(tmp_path / "run", loop.Data(level, np.arange(20), None, None), replace(TINY, images=8 * 400, ticks=10))
     saved = load_file(tmp_path / "run" / "checkpoint.safetensors")
     assert all(torch.isfinite(value).all() for value in saved.values())
     means = loop.Means()
-    for _ in range(loop.LONGEST_FAULT):
-        means.add({"loss_d": float("inf")})
+    means.add({"loss_d": float("inf")})
     means.add({"loss_d": 1.0})
-    assert means.take()["loss_d"] == 1.0 and means.faults == 0
+    assert means.take()["loss_d"] == 1.0
 
 
 def test_quality_is_near_one_for_real_images_and_large_for_noise():
@@ -336,7 +338,7 @@ def test_wrong_input_gets_one_clear_sentence(tmp_path):
     with pytest.raises(ValueError, match="scansmith prepare"):
         train(tmp_path, tmp_path / "run")
     made = make_dataset(tmp_path / "data")
-    with pytest.raises(ValueError, match=r"expected a recipe of \['relativistic'\], got 'stylegan'"):
+    with pytest.raises(ValueError, match=r"expected a recipe of .*'relativistic'.*, got 'stylegan'"):
         train(made, tmp_path / "run", recipe="stylegan")
     with pytest.raises(ValueError, match="at least 4 training images"):
         train(make_dataset(tmp_path / "few", count=6), tmp_path / "run2", minutes=0.02)
@@ -353,7 +355,7 @@ from scansmith import dataset
 from scansmith.preprocess import Grid
 from dataclasses import replace
 opened = dataset.Dataset.open({data!r})
-data = loop.Data(opened.level(Grid.choose(16, 16, 16)), opened.rows("train"), None, None)
+data = loop.Data(opened.level(Grid.choose((16, 16), 16)), opened.rows("train"), None, None)
 fit_tiny(Path({run!r}), data, replace(TINY, images=8 * 300, ticks=60))
 """
 
@@ -370,7 +372,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, number):
         [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     limit = time.monotonic() + 60
-    while not (run / "checkpoint.safetensors").is_file() and process.poll() is None and time.monotonic() < limit:
+    while not checkpoint.read_log(run / "log.jsonl") and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.01)
     process.send_signal(number)
     _, words = process.communicate(timeout=60)
@@ -413,11 +415,11 @@ def test_a_damaged_checkpoint_is_told_with_the_way_out(tmp_path):
 
 
 def test_images_without_a_label_are_left_out_where_others_have_one(tmp_path):
-    made = make_dataset(tmp_path / "data", labels=("large", "small", None, "small"))
+    made = make_dataset(tmp_path / "data", count=80, labels=("large", "small", None, "small"))
     train(made, tmp_path / "run", minutes=0.02, images=16)
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
-    assert config["labels"] == ["large", "small"] and config["label_counts"] == [5, 10]
-    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["train_images"] == 15
+    assert config["labels"] == ["large", "small"] and config["label_counts"] == [10, 20]
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["train_images"] == 30
 
 
 def test_the_common_orientation_is_that_of_most_images():
@@ -431,6 +433,6 @@ def test_the_common_orientation_is_that_of_most_images():
 def test_recipes_train_two_steps(tmp_path):
     _, data = tiny_data(tmp_path / "d", labels=("large", "small"))
     for name, recipe in RECIPES.items():
-        small = replace(recipe, width=8, batch=8, images=16, ticks=1, gamma=1.0, gamma_end=0.1, augment=0.3, threads=1)
+        small = replace(recipe, width=8, batch=8, images=48, ticks=1, gamma=1.0, gamma_end=0.1, augment=0.3, threads=1)
         average, outcome = fit_tiny(tmp_path / name, data, small, classes=2)
-        assert outcome["images"] == 16 and torch.isfinite(weights(average)).all()
+        assert outcome["images"] == 48 and torch.isfinite(weights(average)).all()

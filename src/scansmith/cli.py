@@ -85,7 +85,7 @@ def subcommand(verb: Callable[..., dict[str, Any]], brief: bool = False) -> Call
 
     hints = get_type_hints(verb)
     parameters = [
-        parameter.replace(annotation=hints[name])
+        parameter.replace(annotation=option(name, hints[name]))
         if parameter.default is not parameter.empty
         # Named as the documentation names it, and open to both positions and keywords for tyro.
         else parameter.replace(annotation=Annotated[hints[name], tyro.conf.arg(metavar=name.upper())])
@@ -101,6 +101,13 @@ def subcommand(verb: Callable[..., dict[str, Any]], brief: bool = False) -> Call
     doc = inspect.getdoc(verb) or ""
     call.__doc__ = doc.split("\n\n")[0] if brief else with_help(doc)
     return call
+
+
+def option(name: str, hint: Any) -> Any:
+    """The annotation of an option; `from_`, a word of Python's own, is --from."""
+    import tyro
+
+    return Annotated[hint, tyro.conf.arg(name=name.rstrip("_"))] if name.endswith("_") else hint
 
 
 def with_help(doc: str) -> str:

@@ -150,8 +150,8 @@ class Dataset:
         )
 
     def grid(self, target: int) -> Grid:
-        """The training grid whose longer side comes nearest to `target` pixels."""
-        return Grid.choose(self.info["height"], self.info["width"], target)
+        """The training grid whose longest side comes nearest to `target` pixels."""
+        return Grid.choose(self.shape[1:], target)
 
     @cached_property
     def _layers(self) -> dict[str, Rows]:
@@ -171,14 +171,13 @@ class Dataset:
 
     def level(self, grid: Grid) -> Level:
         """All images on one training grid, memory-mapped; made at first use, then reused."""
-        assert not self.info.get("depth"), "levels are for 2-D rows"
-        path = self.root / "levels" / f"{grid.height}x{grid.width}.npy"
+        path = self.root / "levels" / f"{'x'.join(map(str, grid.shape))}.npy"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             dtype = np.dtype(self.info["layers"]["images"]["dtype"])
 
             def fill(partial: Path) -> None:
-                shape = (len(self), self.shape[0], grid.height, grid.width)
+                shape = (len(self), self.shape[0], *grid.shape)
                 with open(partial, "wb") as file:
                     _header(file, shape, dtype)
                     for row, image in enumerate(self._layers["images"]):
@@ -215,7 +214,7 @@ class Level:
     """Every image of a dataset on one grid, memory-mapped in its native dtype, encoded batch by batch.
 
     Attributes:
-        array: (N, C, H, W), physical units.
+        array: (N, C, H, W) or (N, C, D, H, W), physical units.
         low, high: (N,) float32, each row's window.
     """
 
@@ -224,9 +223,10 @@ class Level:
     high: np.ndarray
 
     def batch(self, rows: np.ndarray) -> np.ndarray:
-        """Rows -> float32 (B, C, H, W) in [-1, 1]."""
-        low = self.low[rows, None, None, None]
-        scale = 2.0 / (self.high[rows, None, None, None] - low)
+        """Rows -> float32 (B, C, H, W) or (B, C, D, H, W) in [-1, 1]."""
+        each = (-1, *(1,) * (self.array.ndim - 1))
+        low = self.low[rows].reshape(each)
+        scale = 2.0 / (self.high[rows].reshape(each) - low)
         return np.clip((self.array[rows].astype(np.float32) - low) * scale - 1.0, -1.0, 1.0)
 
 

@@ -1,7 +1,12 @@
-"""GAN objectives and penalties, one function per equation. Scores are (B,) float32; every loss is a scalar."""
+"""GAN objectives and penalties, one function per equation. Scores are (B,) float32; every loss is a scalar.
+
+D(x) is the score of a real image, D(G(z)) that of a generated one, both without a final sigmoid; sigmoid(D) is the
+probability of "real" where a paper writes one. Both players minimise.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +27,58 @@ def relativistic_generator(real: Tensor, fake: Tensor) -> Tensor:
     return F.softplus(real - fake).mean()
 
 
+def minimax_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """-mean log sigmoid(D(x)) - mean log(1 - sigmoid(D(G(z)))): cross entropy. Source: Goodfellow 2014, eq. 1."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def minimax_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """mean log(1 - sigmoid(D(G(z)))): its gradient vanishes where D is sure. Source: Goodfellow 2014, eq. 1."""
+    return -F.softplus(fake).mean()
+
+
+def non_saturating_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """-mean log sigmoid(D(G(z))), beside the minimax discriminator. Source: Goodfellow 2014, section 3."""
+    return F.softplus(-fake).mean()
+
+
+def least_squares_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """mean (D(x) - 1)^2 / 2 + mean D(G(z))^2 / 2. Source: Mao 2017, eq. 9 (a = 0, b = c = 1)."""
+    return 0.5 * (real - 1.0).square().mean() + 0.5 * fake.square().mean()
+
+
+def least_squares_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """mean (D(G(z)) - 1)^2 / 2. Source: as above."""
+    return 0.5 * (fake - 1.0).square().mean()
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """mean max(0, 1 - D(x)) + mean max(0, 1 + D(G(z))). Source: Lim and Ye 2017; Miyato 2018, eq. 16."""
+    return F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean()
+
+
+def wasserstein_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """mean D(G(z)) - mean D(x), for a D of slope at most 1. Source: Arjovsky 2017, eq. 2 and 3."""
+    return fake.mean() - real.mean()
+
+
+def wasserstein_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """-mean D(G(z)). Source: Arjovsky 2017; with hinge_discriminator Miyato 2018, eq. 17."""
+    return -fake.mean()
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+LOSSES: dict[str, tuple[Loss, Loss]] = {
+    "relativistic": (relativistic_discriminator, relativistic_generator),
+    "minimax": (minimax_discriminator, minimax_generator),
+    "non_saturating": (minimax_discriminator, non_saturating_generator),
+    "least_squares": (least_squares_discriminator, least_squares_generator),
+    "hinge": (hinge_discriminator, wasserstein_generator),
+    "wasserstein": (wasserstein_discriminator, wasserstein_generator),
+}
+
+
 def gradient_penalty(scores: Tensor, images: Tensor) -> Tensor:
     """|| d D / d x ||^2 per image, (B,) float32, differentiable: R1 on real images, R2 on generated ones.
 
@@ -29,10 +86,31 @@ def gradient_penalty(scores: Tensor, images: Tensor) -> Tensor:
 
     Args:
         scores: (B,) computed from `images`.
-        images: (B, C, H, W), requires grad.
+        images: (B, C, *spatial) of any number of dimensions, requires grad.
     """
-    (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
-    return gradient.float().square().sum(dim=(1, 2, 3))
+    gradient = _input_gradient(scores, images)
+    return gradient.square().sum(dim=tuple(range(1, gradient.ndim)))
+
+
+def interpolated_penalty(
+    discriminator: Any, real: Tensor, fake: Tensor, classes: Tensor | None, random: torch.Generator
+) -> Tensor:
+    """(|| d D / d x || - 1)^2 at one random point between each pair, (B,) float32, differentiable.
+
+    Source: Gulrajani 2017 (WGAN-GP), eq. 3; the caller multiplies the mean by lambda (10 there).
+
+    Args:
+        discriminator: called with (B, C, *spatial) and `classes`; its samples must not see each other (no batch norm).
+        real, fake: (B, C, *spatial); no gradient flows into them.
+        classes: (B,) or None.
+        random: draws the points; on any device.
+    """
+    shape = (len(real),) + (1,) * (real.ndim - 1)
+    share = torch.rand(shape, generator=random, device=random.device).to(real)
+    points = torch.lerp(fake.detach(), real.detach(), share).requires_grad_(True)
+    gradient = _input_gradient(discriminator(points, classes), points)
+    # vector_norm has derivative 0 at 0, where a square root would give NaN
+    return (torch.linalg.vector_norm(gradient.flatten(1), dim=1) - 1.0).square()
 
 
 def scores_and_penalty(discriminator: Any, images: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -42,3 +120,9 @@ def scores_and_penalty(discriminator: Any, images: Tensor, classes: Tensor | Non
     images = images.detach().requires_grad_(True)
     scores = discriminator(images, classes)
     return scores, gradient_penalty(scores, images)
+
+
+def _input_gradient(scores: Tensor, images: Tensor) -> Tensor:
+    """d D / d x of every image in its shape, in float32 at least (bf16 squares would lose the sum)."""
+    (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
+    return gradient.to(torch.promote_types(gradient.dtype, torch.float32))

@@ -25,7 +25,7 @@ from .networks import GENERATORS
 from .preprocess import Grid
 from .runtime import write_atomic, write_json
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Model:
 
     @property
     def grid(self) -> Grid:
-        return Grid(**self.config["grid"])
+        return Grid.from_json(self.config["grid"])
 
     @property
     def intensity(self) -> IntensityMap:
@@ -111,13 +111,15 @@ def digest(folder: Path) -> str:
 
 def _card(config: dict[str, Any]) -> str:
     """The model card, Markdown."""
-    grid, recipe = Grid(**config["grid"]), config["recipe"]
+    grid, recipe = Grid.from_json(config["grid"]), config["recipe"]
     labels = ", ".join(config["labels"]) or "none"
-    return f"""# scansmith model: synthetic {config["modality"]} images
+    made, unit = ("volumes", "voxels") if grid.dimensions == 3 else ("images", "pixels")
+    size = f"{' x '.join(map(str, grid.box))} {unit}"
+    return f"""# scansmith model: synthetic {config["modality"]} {made}
 
-Makes images of {grid.box_height} x {grid.box_width} pixels, {config["channels"]} channel(s), in {config["intensity"]["units"]}. Labels: {labels}.
+Makes {made} of {size}, {config["channels"]} channel(s), in {config["intensity"]["units"]}. Labels: {labels}.
 
-- Generator `{config["network"]["name"]}`, trained with the recipe `{recipe["name"]}` on {recipe["train_images"]} images
+- Generator `{config["network"]["name"]}`, trained with the recipe `{recipe["name"]}` on {recipe["train_images"]} {made}
   ({recipe["images"]} seen, seed {recipe["seed"]}); data fingerprint `{config["data_hash"]}`.
 - Use: `scansmith synthesize MODEL OUT --count 100`. Loading runs no code (safetensors and JSON).
 - Every image is marked as synthetic in its file. Not for diagnosis. The model may reproduce features of its training

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from itertools import product
+from typing import Any, Literal
 
 import numpy as np
 
 from .intensity import background_level
 
+# Smallest side of a grid's base, by the number of axes.
+SMALLEST_BASE = {2: 4, 3: 3}
 # Rows of a resampling matrix that are multiplied at once.
 BLOCK = 32
 # A CT voxel above it is tissue; air and most of the lung lie below. Above the other only bone, metal and contrast agent.
@@ -122,78 +125,115 @@ def to_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return values.astype(dtype, copy=False)
 
 
+def resize_volume(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """(..., D, H, W) -> (..., *size), the filter of `resize` along all three axes, in the input's dtype (rounded once)."""
+    depth, height, width = size
+    if image.shape[-3:] == tuple(size):
+        return image
+    across = resize(np.asarray(image, np.float32), height, width)
+    if across.shape[-3] != depth:
+        lead = across.shape[:-3]
+        planes = np.ascontiguousarray(across).reshape(*lead, across.shape[-3], height * width)
+        across = np.empty((*lead, depth, height * width), np.float32)
+        for index in np.ndindex(*lead):
+            for out, used, weight in _blocks(planes.shape[-2], depth, 0, depth):
+                np.matmul(weight, planes[index][used], out=across[index][out])
+        across = across.reshape(*lead, *size)
+    return to_dtype(across, image.dtype)
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A training grid (base_height x base_width) doubled `doublings` times, and the image's box centred in it.
+    """A training grid: a small base doubled `doublings` times along every axis, and the image's box centred in it.
 
-    The base is 4 to 7 pixels a side, so that nearly every aspect ratio is met without squashing and with little padding.
+    The base of a picture is 4 to 7 pixels a side, of a volume 3 to 7 voxels, so that nearly every aspect ratio is met
+    without squashing and with little padding.
 
     Attributes:
-        base_height, base_width: the networks' smallest grid.
+        base: the networks' smallest grid, (rows, columns) or (slices, rows, columns).
         doublings: how often it is doubled.
-        box_height, box_width: size of the image proper, at most the grid; the rest is padding.
+        box: size of the image proper, at most the grid; the rest is padding.
     """
 
-    base_height: int
-    base_width: int
+    base: tuple[int, ...]
     doublings: int
-    box_height: int
-    box_width: int
+    box: tuple[int, ...]
 
     @property
-    def height(self) -> int:
-        return self.base_height << self.doublings
+    def shape(self) -> tuple[int, ...]:
+        """(height, width) or (depth, height, width)."""
+        return tuple(side << self.doublings for side in self.base)
 
     @property
-    def width(self) -> int:
-        return self.base_width << self.doublings
+    def dimensions(self) -> int:
+        return len(self.base)
+
+    @property
+    def side(self) -> int:
+        """The longest side."""
+        return max(self.shape)
 
     @property
     def pixels(self) -> int:
-        return self.height * self.width
+        return math.prod(self.shape)
 
     @property
-    def top(self) -> int:
-        return (self.height - self.box_height) // 2
+    def height(self) -> int:
+        return self.shape[-2]
 
     @property
-    def left(self) -> int:
-        return (self.width - self.box_width) // 2
+    def width(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def box_height(self) -> int:
+        return self.box[-2]
+
+    @property
+    def box_width(self) -> int:
+        return self.box[-1]
 
     @classmethod
-    def choose(cls, height: int, width: int, target: int) -> Grid:
-        """The grid for images of height x width whose longer side is near `target`, with little padding."""
+    def choose(cls, size: Sequence[int], target: int) -> Grid:
+        """The grid for images of `size` (2 or 3 axes) whose longest side is near `target`, with little padding."""
         best: tuple[float, Grid] | None = None
-        for base_height in range(4, 8):
-            for base_width in range(4, 8):
-                for doublings in range(1, 12):
-                    grid_height, grid_width = base_height << doublings, base_width << doublings
-                    scale = min(grid_height / height, grid_width / width)
-                    box_height = min(grid_height, max(1, round(height * scale)))
-                    box_width = min(grid_width, max(1, round(width * scale)))
-                    padding = 1.0 - box_height * box_width / (grid_height * grid_width)
-                    # An octave off the wished size weighs as much as half the grid being padding.
-                    cost = padding + 0.5 * abs(math.log2(max(grid_height, grid_width) / target))
-                    if best is None or cost < best[0] - 1e-9:
-                        best = cost, cls(base_height, base_width, doublings, box_height, box_width)
+        for base in product(range(SMALLEST_BASE[len(size)], 8), repeat=len(size)):
+            for doublings in range(1, 12):
+                whole = [side << doublings for side in base]
+                scale = min(have / want for have, want in zip(whole, size))
+                box = tuple(min(most, max(1, round(side * scale))) for most, side in zip(whole, size))
+                padding = 1.0 - math.prod(box) / math.prod(whole)
+                # An octave off the wished size weighs as much as half the grid being padding.
+                cost = padding + 0.5 * abs(math.log2(max(whole) / target))
+                if best is None or cost < best[0] - 1e-9:
+                    best = cost, cls(base, doublings, box)
         assert best is not None
         return best[1]
 
     def apply(self, image: np.ndarray, fill: float) -> np.ndarray:
-        """(C, H, W) -> (C, height, width): resized into the box, `fill` around it, same dtype."""
-        resized = resize(image, self.box_height, self.box_width)
-        if (self.box_height, self.box_width) == (self.height, self.width):
+        """(C, *size) -> (C, *shape): resized into the box, `fill` around it, same dtype."""
+        resized = (
+            resize(image, self.box_height, self.box_width) if self.dimensions == 2 else resize_volume(image, self.box)
+        )
+        if self.box == self.shape:
             return np.ascontiguousarray(resized)
-        result = np.full((*image.shape[:-2], self.height, self.width), fill, image.dtype)
-        result[..., self.top : self.top + self.box_height, self.left : self.left + self.box_width] = resized
+        result = np.full((*image.shape[: -self.dimensions], *self.shape), fill, image.dtype)
+        self.crop(result)[...] = resized
         return result
 
     def crop(self, image: np.ndarray) -> np.ndarray:
-        """(..., height, width) -> (..., box_height, box_width): the image without its padding."""
-        return image[..., self.top : self.top + self.box_height, self.left : self.left + self.box_width]
+        """(..., *shape) -> (..., *box), a view: the image without its padding."""
+        corners = [(whole - part) // 2 for whole, part in zip(self.shape, self.box)]
+        inside = tuple(slice(corner, corner + part) for corner, part in zip(corners, self.box))
+        return image[(slice(None),) * (image.ndim - len(inside)) + inside]
 
-    def to_json(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in self.__slots__}
+    def to_json(self) -> dict[str, Any]:
+        return {"base": list(self.base), "doublings": self.doublings, "box": list(self.box)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Grid:
+        """The inverse of `to_json`."""
+        return cls(tuple(stored["base"]), stored["doublings"], tuple(stored["box"]))
 
 
 # ------------------------------------------------------------------------------------------------ crop
@@ -420,12 +460,12 @@ def bias_corrected(volume: np.ndarray, spacing: Sequence[float] | None, mask: np
     side = (math.prod(own * volume.shape) / BIAS_VOXELS) ** (1 / 3)
     size = np.ceil(np.array(volume.shape) / np.maximum(side / own, 1.0)).astype(int)
     volume = np.asarray(volume, np.float32)
-    small = _resize_volume(volume, size)
+    small = resize_volume(volume, size)
     if mask is None:
         level = background_level(small)
         inside = small > (level[1] if level is not None else small.min())
     else:
-        inside = _resize_volume(np.asarray(mask, np.float32), size) >= 0.5
+        inside = resize_volume(np.asarray(mask, np.float32), size) >= 0.5
     inside &= small > 0
     if inside.sum() < FEWEST_BIAS_VOXELS or min(size) < 4:  # too little to see a field in
         return volume
@@ -438,13 +478,7 @@ def bias_corrected(volume: np.ndarray, spacing: Sequence[float] | None, mask: np
     n4.Execute(*images)
     field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(images[0])).astype(np.float32)
     field -= field[inside].mean()
-    return volume * np.exp(-_resize_volume(field, np.array(volume.shape)))
-
-
-def _resize_volume(volume: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """(K, H, W) float32 -> size, with the filter of `resize` along all three axes."""
-    across = resize(volume, int(size[1]), int(size[2]))
-    return resize(across.reshape(len(volume), -1), int(size[0]), int(size[1] * size[2])).reshape(size)
+    return volume * np.exp(-resize_volume(field, volume.shape))
 
 
 def landmarks(volumes: Iterable[np.ndarray]) -> dict[str, list[float]]:

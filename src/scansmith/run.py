@@ -247,7 +247,7 @@ def probe_training(job: Job, found: Plan) -> Probe:
     from .train.stage import base_recipe
 
     images = max(1, round(TRAIN_SHARE * found.images))
-    task = Task(found.channels, found.height, found.width, len(found.labels), images)
+    task = Task(found.channels, (found.height, found.width), len(found.labels), images)
     seconds = stage_budget(job, found, 64 * 64)["train"]
     return probe(base_recipe(RECIPE, job.seed), task, seconds, None, choose_device(job.device))
 

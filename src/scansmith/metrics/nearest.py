@@ -45,6 +45,7 @@ def nearest(
     device: torch.device | str = "cpu",
     groups: np.ndarray | None = None,
     chunk: int = 1024,
+    unmirrored: int = 0,
 ) -> Nearest:
     """Find the most similar of `others` for each of `images`.
 
@@ -57,6 +58,7 @@ def nearest(
         groups: (N,) int64, for two equal sets: rows of one group (one patient) are not compared with each other. None
             compares everything. An image that has nobody to be compared with gets similarity -1.
         chunk: rows compared at once.
+        unmirrored: the last so many channels are the same in a mirror image: central sagittal slices.
     """
     assert len(others) > 0 and (groups is None or len(groups) == len(images) == len(others))
     own = None if groups is None else torch.as_tensor(groups, device=device)
@@ -68,10 +70,10 @@ def nearest(
             rows, small = a[start : start + chunk], _area(a[start : start + chunk], SEARCH_SIZE)
             candidates = [
                 (mirrored, row)
-                for mirrored, query in ((False, small), (True, small.flip(-1)))
+                for mirrored, query in ((False, small), (True, mirror(small, unmirrored)))
                 for row in _candidates(query, b_small, own, start, chunk).T
             ]
-            found.append(_refine(rows, b, candidates))
+            found.append(_refine(rows, b, candidates, unmirrored))
     return Nearest(*(np.concatenate(column) for column in zip(*found)))
 
 
@@ -85,6 +87,14 @@ def join(first: Nearest, second: Nearest, offset: int) -> Nearest:
         np.where(better, second.mirrored, first.mirrored),
         moved,
     )
+
+
+def mirror(images: torch.Tensor, unmirrored: int) -> torch.Tensor:
+    """(..., C, H, W) left to right, but for the last `unmirrored` channels."""
+    flipped = images.flip(-1)
+    if unmirrored:
+        flipped[..., -unmirrored:, :, :] = images[..., -unmirrored:, :, :]
+    return flipped
 
 
 def _area(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -140,13 +150,15 @@ def _candidates(
     return torch.where(value > -1.5, row.gather(1, order), -1)
 
 
-def _refine(images: torch.Tensor, others: torch.Tensor, candidates: list[tuple[bool, torch.Tensor]]) -> Nearest:
+def _refine(
+    images: torch.Tensor, others: torch.Tensor, candidates: list[tuple[bool, torch.Tensor]], unmirrored: int
+) -> Nearest:
     """The best candidate of each image at full size, over shifts of up to 2 pixels; `candidates`: (mirrored, row of each)."""
     inner = _unit(images[..., 2:-2, 2:-2])
     best = torch.full((len(images),), -2.0, device=images.device)
     move = torch.zeros((len(images), 4), dtype=torch.int64, device=images.device)
     for mirrored, row in candidates:
-        candidate = others[row].flip(-1) if mirrored else others[row]
+        candidate = mirror(others[row], unmirrored) if mirrored else others[row]
         norms = _window_norms(candidate, inner.shape[1])
         for number, (dy, dx, window) in enumerate(_moved(candidate, 2)):
             value = (inner * window.flatten(1)).sum(dim=1) / norms[:, number]

@@ -6,7 +6,22 @@ from collections.abc import Callable
 
 from torch import nn
 
+from .autoencoder import Autoencoder
+from .dcgan import DcganDiscriminator, DcganGenerator
+from .dense import DenseDiscriminator, DenseGenerator
+from .residual import ResidualDiscriminator, ResidualGenerator
 from .strided import StridedDiscriminator, StridedGenerator
 
-GENERATORS: dict[str, Callable[..., nn.Module]] = {"strided": StridedGenerator}
-DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {"strided": StridedDiscriminator}
+GENERATORS: dict[str, Callable[..., nn.Module]] = {
+    "strided": StridedGenerator,
+    "dcgan": DcganGenerator,
+    "dense": DenseGenerator,
+    "residual": ResidualGenerator,
+    "autoencoder": Autoencoder,
+}
+DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
+    "strided": StridedDiscriminator,
+    "dcgan": DcganDiscriminator,
+    "dense": DenseDiscriminator,
+    "residual": ResidualDiscriminator,
+}

@@ -1,10 +1,20 @@
-"""Pieces that several networks share."""
+"""Pieces that several networks share; all of them serve images of two and of three dimensions."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+SLOPE = 0.2  # of every leaky ReLU
+CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """Channels-last if a batch of images (B, C, H, W) or (B, C, D, H, W) lies so in memory, else contiguous."""
+    last = CHANNELS_LAST[x.dim() - 2]
+    return last if x.is_contiguous(memory_format=last) else torch.contiguous_format
 
 
 class UpConv(nn.Conv2d):
@@ -20,11 +30,30 @@ class UpConv(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Full correlation of the flipped kernel with a 2x2 box of ones: (out, in, 3, 3) -> (in, out, 4, 4).
-        kernel = self.weight.flip(2, 3).transpose(0, 1)
-        kernel = F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))
-        kernel = F.pad(kernel, (0, 0, 0, 1)) + F.pad(kernel, (0, 0, 1, 0))
-        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
+        return F.conv_transpose2d(x, folded(self.weight), self.bias, stride=2, padding=1)
+
+
+class UpConv3d(nn.Conv3d):
+    """`UpConv` for volumes: 27 products collapse into eight. (B, C, D, H, W) -> (B, out_channels, 2D, 2H, 2W)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose3d(x, folded(self.weight), self.bias, stride=2, padding=1)
+
+
+UP_CONVOLUTIONS: dict[int, type[UpConv] | type[UpConv3d]] = {2: UpConv, 3: UpConv3d}
+
+
+def folded(weight: Tensor) -> Tensor:
+    """Full correlation of the flipped kernel with a box of ones: (out, in, 3, 3) -> (in, out, 4, 4); in 3-D likewise."""
+    axes = range(2, weight.dim())
+    kernel = weight.flip(*axes).transpose(0, 1)
+    for axis in reversed(axes):
+        inner = [0, 0] * (weight.dim() - 1 - axis)
+        kernel = F.pad(kernel, [*inner, 0, 1]) + F.pad(kernel, [*inner, 1, 0])
+    return kernel
 
 
 def count_parameters(network: nn.Module) -> int:

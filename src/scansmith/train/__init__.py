@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 def train(
@@ -11,35 +11,41 @@ def train(
     run: Path,
     *,
     minutes: float = 15.0,
+    size: Literal["auto", "tiny", "small", "base", "large"] = "auto",
     recipe: str = "relativistic",
     side: int | None = None,
     images: int | None = None,
-    model: Path | None = None,
+    from_: Path | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Train a generator on a prepared dataset; the same command goes on after Ctrl-C or a kill.
 
-    A short probe times real steps on this machine, then fixes image size, precision, length and schedules in
-    RUN/recipe.json. While training, RUN/log.jsonl, RUN/events (TensorBoard) and RUN/samples grow.
+    A short probe times real steps on this machine, then fixes network size, image size, batch, precision, length and
+    schedules in RUN/recipe.json and prints them with reasons. While training, RUN/log.jsonl, RUN/events (TensorBoard) and
+    RUN/samples grow, and a watchman acts when the run goes wrong. The model is RUN/model. Started by torchrun, all
+    processes train one model.
 
     Args:
-        dataset: folder made by `scansmith prepare`.
+        dataset: folder made by `scansmith prepare`; 2-D images or volumes.
         run: folder for everything the training writes.
         minutes: wall time granted, the probe included.
-        recipe: how to train; "relativistic" is the default family.
+        size: of the networks; "auto" lets minutes and machine decide.
+        recipe: how to train: relativistic (the best), dense, dcgan, minimax, non_saturating, least_squares, hinge,
+            wasserstein, vae or autoencoder.
         side: longer side of the images in pixels; default: the largest that the minutes allow.
         images: images to show in all, in place of what the minutes allow (for comparable runs).
-        model: where the model folder goes; default RUN/model.
+        from_: model folder, or run folder with its discriminator too, to start from: the strongest help when scans are few.
         seed: the same seed, data and machine give the same model.
         device: "auto", "cpu", "cuda" or "cuda:1".
 
     Returns:
-        {"model", "hash", "images", "seconds", "cut", "grid", "plan"}.
+        {"model", "hash", "images", "seconds", "cut", "quality", "grid", "plan", "acts"}.
 
     Raises:
-        ValueError: no dataset, no training images, an unknown recipe, or a folder with another run in it.
+        ValueError: no dataset, no training images, an unknown recipe, too little memory, or a folder with another run.
         Interrupted: Ctrl-C; the checkpoint is written.
+        RuntimeError: the watchman ended a hopeless run; the message says what to do.
     """
     from .stage import run_training
 
@@ -50,7 +56,9 @@ def train(
         recipe,
         side,
         images,
-        Path(model) if model else Path(run) / "model",
+        Path(run) / "model",
         seed,
         device,
+        size=size,
+        start=Path(from_) if from_ else None,
     )

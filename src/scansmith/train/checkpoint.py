@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +16,59 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from ..runtime import explain_os_error, write_atomic, write_json
+from .parallel import Group
 from .recipes import Recipe
+
+CHECKPOINT, GOOD = "checkpoint.safetensors", "good.safetensors"
+
+
+class Keeper:
+    """The checkpoints of one run: the last one, and the last one that the watchman found healthy, to roll back to."""
+
+    def __init__(
+        self,
+        run: Path,
+        modules: Mapping[str, nn.Module],
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        group: Group,
+    ) -> None:
+        self.run, self.modules, self.optimizers, self.group = run, modules, optimizers, group
+
+    def load(self) -> dict[str, Any]:
+        """Go on from the last checkpoint, or write the first one; returns its state."""
+        path = self.run / CHECKPOINT
+        if not self.group.agree(path.is_file()):
+            state = {"step": 0, "seconds": 0.0, "ended": "", "good_at": 0, "watchman": None, "choice": {}}
+            self.save(state, good=True)
+            return state
+        state = load(path, self.modules, self.optimizers)
+        if state["good_at"] == state["step"] and self.group.main:
+            self._mark_good()  # a kill between the two writes left the older one
+        return state
+
+    def save(self, state: dict[str, Any], good: bool = False) -> None:
+        """Write the last checkpoint; `good` makes it the one to roll back to. The first process writes, all wait."""
+        if good:
+            state["good_at"] = state["step"]
+        if self.group.main:
+            save(self.run / CHECKPOINT, self.modules, self.optimizers, state)
+            if good:
+                self._mark_good()
+        self.group.agree(None)
+
+    def roll_back(self) -> None:
+        """Weights, averages and moments of the last good checkpoint; what was chosen as best stays."""
+        load(self.run / GOOD, {name: m for name, m in self.modules.items() if name != "best"}, self.optimizers)
+
+    def _mark_good(self) -> None:
+        """The same file under a second name: both are only ever replaced, never written into."""
+        partial = self.run / f".{GOOD}.partial"
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(self.run / CHECKPOINT, partial)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(self.run / CHECKPOINT, partial)
+        partial.replace(self.run / GOOD)
 
 
 def save(
@@ -93,21 +147,32 @@ def load_recipe(run: Path, request: dict[str, Any]) -> tuple[Recipe, list[str]] 
 class Log:
     """log.jsonl, one object a line, and TensorBoard events beside it when tensorboardX is installed."""
 
-    def __init__(self, run: Path, images: int) -> None:
-        """Open for appending; rows beyond `images`, written after the checkpoint by a run that was killed, are dropped."""
+    def __init__(self, run: Path, images: int, writes: bool = True) -> None:
+        """Open for appending; rows beyond `images`, written after the checkpoint by a run that was killed, are dropped.
+
+        Args:
+            run: the run folder.
+            images: where the run goes on.
+            writes: False for all but the first of several processes.
+        """
+        self.path, self.writes = run / "log.jsonl", writes
+        self.events: Any = None
+        if not writes:
+            return
         run.mkdir(parents=True, exist_ok=True)
-        self.path = run / "log.jsonl"
         rows = [row for row in read_log(self.path) if row["images"] <= images]
         write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         try:
             from tensorboardX import SummaryWriter
         except ImportError:  # a bare GPU host
-            self.events: Any = None
+            pass
         else:
             self.events = SummaryWriter(str(run / "events"), purge_step=images + 1, write_to_disk=True)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row; numbers go to TensorBoard too, at the step row["images"]."""
+        if not self.writes:
+            return
         line = json.dumps(row, allow_nan=False) + "\n"
         try:
             with self.path.open("a") as file:

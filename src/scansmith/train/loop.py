@@ -1,10 +1,11 @@
-"""The training loop: update D, update G, average, and at every tick measure, log, save. Knows nothing of the task."""
+"""The training loop: update the players in turns, average, and at every tick measure, act, log, save. Knows nothing of the task."""
 
 from __future__ import annotations
 
 import copy
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,16 @@ from torch import nn
 from ..dataset import Level
 from ..runtime import Interrupted, Progress, derive_seed, stop_flag
 from . import checkpoint, watch
+from .objective import Batch, Objective
+from .parallel import Group
 from .recipes import Recipe, Values, schedule
-from .synthesis import Batch
+from .watchman import Act, Watchman
 
-LONGEST_FAULT = 20  # consecutive updates whose loss is not finite before a run is given up
+TOLERANCE = 0.1  # of a Fréchet ratio; 100 validation images do not tell closer ones apart
+
+
+class Hopeless(RuntimeError):
+    """The watchman ended the run; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -44,114 +51,157 @@ class Data:
 
 
 def fit(
-    objective: nn.Module,
+    objective: Objective,
     recipe: Recipe,
     data: Data,
     run: Path,
-    device: torch.device,
+    group: Group,
     deadline_s: float,
     progress: Progress,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train to the end of the recipe, or go on from the run folder's checkpoint.
 
     Args:
-        objective: has `generator`, `discriminator`, `discriminator_loss(batch)` and `generator_loss(batch)`.
+        objective: see `Objective`.
         run: folder for log.jsonl, samples/ and checkpoint.safetensors.
+        group: the processes that train together, with the device of this one.
         deadline_s: seconds of training, earlier starts included, after which the tail is cut.
 
     Returns:
-        The averaged generator (float32, evaluation mode) and {"images", "seconds", "cut"}.
+        The averaged model (float32, evaluation mode) that validation found best, and {"images", "seconds", "cut", ...}.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the checkpoint is written.
-        RuntimeError: the losses were not finite for too long.
+        Hopeless: the watchman gave the run up.
     """
-    prepare_machine(objective, recipe, device)
-    networks = players(objective)
-    average = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
-    optimizers = {name: adam(network) for name, network in networks.items()}
-    modules, saved = {"objective": objective, "average": average}, run / "checkpoint.safetensors"
-    state: dict[str, Any] = {"step": 0, "seconds": 0.0}
-    if saved.is_file():
-        state = checkpoint.load(saved, modules, optimizers)
+    prepare_machine(objective, recipe, group.device)
+    average = copy.deepcopy(objective.get_submodule(objective.model)).eval().requires_grad_(False)
+    best = copy.deepcopy(average)
+    optimizers = {name: adam(network, recipe) for name, network in players(objective).items()}
+    keeper = checkpoint.Keeper(run, {"objective": objective, "average": average, "best": best}, optimizers, group)
+    state = keeper.load()
+    watchman, choice = Watchman(recipe, state["watchman"]), Choice(recipe, **state["choice"])
     progress.resume(state["step"] * recipe.batch)
-    log = checkpoint.Log(run, state["step"] * recipe.batch)
+    log = checkpoint.Log(run, state["step"] * recipe.batch, writes=group.main)
     tick_every = max(1, recipe.steps // recipe.ticks)
     began, means, cut = time.monotonic() - state["seconds"], Means(), False
 
+    def carry_out(acts: Sequence[Act], images: int) -> None:
+        """Log acts; those that only the loop can do are done here, the others speak through `watchman.adjusted`."""
+        for act in acts:
+            log.write({"kind": "act", "images": images, "reason": act.reason, "act": act.act, "words": act.words})
+            progress.update(images, act.words)
+            if act.act == "roll_back":
+                keeper.roll_back()
+            if act.act == "end":
+                state["ended"] = act.words
+
+    if state["step"] == 0:
+        counts = [] if data.classes is None else np.bincount(data.classes).tolist()
+        carry_out(watchman.begin(counts, len(data.rows)), 0)
     with stop_flag() as stopping:
         for step in range(state["step"], recipe.steps):
+            if state["ended"]:
+                break
             images = (step + 1) * recipe.batch
-            now = schedule(recipe, step * recipe.batch)
-            batch = draw_batch(recipe, step, data, device, now)
+            now = watchman.adjusted(schedule(recipe, step * recipe.batch))
+            batch = draw_batch(recipe, step, data, group, now)
 
-            # update D, then G on the same fakes
-            for name in networks:
-                means.add(update(name, batch, objective, optimizers[name], recipe.precision, now, device))
+            # update the players in turns
+            for name in moving(objective, recipe, step):
+                means.add(update(name, batch, objective, optimizers[name], recipe, now, group, watchman))
 
             # average the weights
-            torch._foreach_lerp_(
-                list(average.parameters()),
-                [value.detach() for value in networks["generator"].parameters()],
-                1.0 - now.ema_decay,
-            )
+            follow(average, objective.get_submodule(objective.model), now.ema_decay)
+            carry_out(watchman.urgent(), images)
 
-            # watch, log, save
+            # watch, act, log, save
             progress.update(images)
             seconds = time.monotonic() - began
-            cut = seconds > deadline_s and step + 1 < recipe.steps
-            state = {"step": step + 1, "seconds": seconds}
-            if cut or (step + 1) % tick_every == 0 or step + 1 == recipe.steps:
-                row = {
-                    "kind": "tick",
-                    "images": images,
-                    "seconds": round(seconds, 2),
-                    "images_per_s": round(progress.rate, 2),
-                }
-                row |= {**means.take(), "lr": now.learning_rate, "gamma": now.gamma, "augment": now.augment, "cut": cut}
-                row |= observe(average, recipe, data, run / "samples" / f"{images:09d}.png", device)
+            late, stop = seconds > deadline_s and step + 1 < recipe.steps, stopping()
+            asked = group.average([], {"cut": float(late), "stop": float(stop)})
+            cut, stop = asked["cut"] > 0.0, asked["stop"] > 0.0
+            state |= {"step": step + 1, "seconds": seconds}
+            if cut or (step + 1) % tick_every == 0 or step + 1 == recipe.steps or state["ended"]:
+                row = {"kind": "tick", "images": images, "seconds": round(seconds, 2)}
+                row |= {"images_per_s": round(progress.rate, 2), **means.take(), "lr": now.learning_rate}
+                row |= {"gamma": now.gamma, "augment": now.augment, "cut": cut}
+                row |= group.agree(observe(objective, average, recipe, data, run, images, now, group))
+                carry_out(watchman.tick(row, images), images)
                 log.write(row)
-                checkpoint.save(saved, modules, optimizers, state)
+                if choice.better(row, images):
+                    follow(best, average, 0.0)
+                if choice.over(images):
+                    state["ended"] = state["ended"] or "done"
+                state |= {"watchman": watchman.to_json(), "choice": choice.to_json()}
+                keeper.save(state, good=watchman.healthy)
                 progress.update(images, words(row))
-            if stopping():
-                checkpoint.save(saved, modules, optimizers, state)
+            elif stop:
+                state |= {"watchman": watchman.to_json()}
+                keeper.save(state)
+            if stop:
                 log.close()
                 raise Interrupted(f"stopped at {images} of {recipe.images} images; the same command goes on from there")
             if cut:
                 break
     log.close()
-    return average, {"images": state["step"] * recipe.batch, "seconds": state["seconds"], "cut": cut}
+    if state["ended"] not in ("", "done"):
+        raise Hopeless(state["ended"])
+    outcome = {"images": state["step"] * recipe.batch, "seconds": state["seconds"], "cut": cut}
+    return best, {**outcome, "stopped_early": bool(state["ended"]), "best_at": choice.images, "quality": choice.quality}
 
 
-def prepare_machine(objective: nn.Module, recipe: Recipe, device: torch.device) -> None:
+def prepare_machine(objective: Objective, recipe: Recipe, device: torch.device) -> None:
     """Threads, layout and device as the recipe fixes them."""
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     objective.to(device)
     if recipe.channels_last:
-        objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for parameter in objective.parameters():
+            if parameter.ndim in LAYOUTS:
+                parameter.data = parameter.data.contiguous(memory_format=LAYOUTS[parameter.ndim])
 
 
-def players(objective: nn.Module) -> dict[str, nn.Module]:
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def players(objective: Objective) -> dict[str, nn.Module]:
     """The networks in the order in which they move."""
-    return {name: objective.get_submodule(name) for name in ("discriminator", "generator")}
+    return {name: objective.get_submodule(name) for name in objective.players}
 
 
-def adam(network: nn.Module) -> torch.optim.Optimizer:
-    """Adam with beta1 = 0; rate and beta2 are set before each step."""
-    return torch.optim.Adam(network.parameters(), lr=0.0, betas=(0.0, 0.9), fused=True)
+def moving(objective: Objective, recipe: Recipe, step: int) -> Sequence[str]:
+    """Who moves in a step: all, or all but the last, which waits for the others' `critic_steps`-th."""
+    return objective.players if (step + 1) % recipe.critic_steps == 0 else objective.players[:-1]
 
 
-def draw_batch(recipe: Recipe, step: int, data: Data, device: torch.device, now: Values) -> Batch:
-    """The batch of one step: a function of the seed and the step alone."""
-    chosen = draw_rows(recipe, step, data)
+def adam(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Adam; rate and beta2 are set before each step."""
+    return torch.optim.Adam(network.parameters(), lr=0.0, betas=(recipe.beta1, recipe.beta2), fused=True)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """average = decay * average + (1 - decay) * network; what a network counts besides its weights is copied."""
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1.0 - decay)
+    for own, other in zip(average.buffers(), network.buffers()):
+        own.copy_(other)
+
+
+def draw_batch(recipe: Recipe, step: int, data: Data, group: Group, now: Values) -> Batch:
+    """This process's part of the batch of one step: a function of the seed and the step alone."""
+    part = group.part(recipe.batch)
+    chosen = draw_rows(recipe, step, data)[part]
     images = torch.from_numpy(data.level.batch(data.rows[chosen]))
     if recipe.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=LAYOUTS[images.ndim])
     random = torch.Generator().manual_seed(derive_seed(recipe.seed, "step", step))
-    z = torch.randn(recipe.batch, recipe.latent, generator=random)
-    classes = None if data.classes is None else torch.from_numpy(data.classes[chosen]).to(device)
-    return Batch(images.to(device), classes, z.to(device), now.gamma, now.augment, random)
+    z = torch.randn(recipe.batch, recipe.latent, generator=random)[part]
+    classes = None if data.classes is None else torch.from_numpy(data.classes[chosen]).to(group.device)
+    return Batch(
+        images.to(group.device, non_blocking=True), classes, z.to(group.device), now.gamma, now.augment, random,
+        whole=recipe.batch if group.size > 1 else None, part=part, generator_moves=(step + 1) % recipe.critic_steps == 0,
+    )  # fmt: skip
 
 
 def draw_rows(recipe: Recipe, step: int, data: Data) -> np.ndarray:
@@ -174,33 +224,56 @@ def draw_rows(recipe: Recipe, step: int, data: Data) -> np.ndarray:
 def update(
     name: str,
     batch: Batch,
-    objective: nn.Module,
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
-    precision: str,
+    recipe: Recipe,
     now: Values,
-    device: torch.device,
+    group: Group,
+    watchman: Watchman,
 ) -> dict[str, float]:
-    """One step of one player; a loss that is not finite moves nothing.
+    """One step of one player, which the watchman may refuse; a loss or a gradient that is not finite moves nothing.
 
-    D takes no gradient while G moves; G keeps its graph while D moves, since both learn from the same fakes.
+    Only the player that moves takes gradients. The others keep their graphs: G's fakes are made while D moves.
     """
-    players(objective)["discriminator"].requires_grad_(name == "discriminator")
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    for other, network in players(objective).items():
+        network.requires_grad_(other == name or other == objective.model)
+    with torch.autocast(group.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
         loss, logged = getattr(objective, f"{name}_loss")(batch)
     optimizer.zero_grad(set_to_none=True)
-    if torch.isfinite(loss):
-        loss.backward()
-        optimizer.param_groups[0].update(lr=now.learning_rate, betas=(0.0, now.beta2))
+    loss.backward()
+    gradients = [value.grad for value in objective.get_submodule(name).parameters() if value.grad is not None]
+    values = {"loss": loss.detach(), **logged}
+    seen = group.average(gradients, dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist())))
+    seen["norm"] = float(torch.nn.utils.get_total_norm(gradients))
+    if watchman.accepts(name, seen):
+        optimizer.param_groups[0].update(lr=now.learning_rate, betas=(recipe.beta1, now.beta2))
         optimizer.step()
-    return {key: value.item() for key, value in logged.items()}
+    return {key: seen[key] for key in logged} | {f"norm_{name[0]}": seen["norm"]}
 
 
-def observe(average: nn.Module, recipe: Recipe, data: Data, sheet: Path, device: torch.device) -> dict[str, Any]:
-    """Quality of the averaged generator now, and its sample sheet."""
-    watch.save_sheet(sheet, watch.samples(average, recipe.seed, 64, data.class_numbers, device))
-    if data.real is None:
-        return {"quality": None, "diversity": None}
-    return watch.measure(average, recipe.seed, data.class_numbers, data.real, device)
+def observe(
+    objective: Objective,
+    average: nn.Module,
+    recipe: Recipe,
+    data: Data,
+    run: Path,
+    images: int,
+    now: Values,
+    group: Group,
+) -> dict[str, Any]:
+    """What the averaged model is worth now, and its sample sheet; only the first process looks."""
+    if not group.main:
+        return {}
+    began = time.monotonic()
+    chosen = np.arange(min(len(data.rows), 512))
+    shown = torch.from_numpy(data.level.batch(data.rows[chosen])).to(group.device)
+    objective.settle(average, shown, None if data.classes is None else torch.from_numpy(data.classes[chosen]))
+    sheet = watch.samples(average, recipe.seed, 64, data.class_numbers, group.device)
+    watch.save_sheet(run / "samples" / f"{images:09d}.png", sheet)
+    row: dict[str, Any] = {"quality": None, "diversity": None}
+    if data.real is not None:
+        row = watch.measure(average, recipe.seed, data.class_numbers, data.real, group.device)
+    return {**row, "watch_s": round(time.monotonic() - began, 3)}
 
 
 def words(row: dict[str, Any]) -> str:
@@ -211,24 +284,54 @@ def words(row: dict[str, Any]) -> str:
 
 
 @dataclass
+class Choice:
+    """Which tick's model is kept: the latest whose quality on validation images is as good as the best, noise apart.
+
+    Attributes:
+        lowest: the best quality seen; lowest_at: images then.
+        quality, images: of the kept one.
+    """
+
+    recipe: Recipe
+    lowest: float | None = None
+    lowest_at: int = 0
+    quality: float | None = None
+    images: int = 0
+
+    def better(self, row: dict[str, Any], images: int) -> bool:
+        """Whether the model of this tick is to be kept. Without validation images the last one is."""
+        quality = row["quality"]
+        if quality is None or row.get("reference") != "validation":
+            self.quality, self.images = quality, images
+            return True
+        if self.lowest is None or quality < self.lowest:
+            self.lowest, self.lowest_at = quality, images
+        if quality > self.lowest + TOLERANCE:
+            return False
+        self.quality, self.images = quality, images
+        return True
+
+    def over(self, images: int) -> bool:
+        """Whether quality has not improved for so long that the rest of the run is spared."""
+        patience = self.recipe.patience * self.recipe.images
+        return self.lowest is not None and patience > 0 and images - self.lowest_at > patience
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("lowest", "lowest_at", "quality", "images")}
+
+
+@dataclass
 class Means:
-    """Means since the last tick; raises when nothing finite came for too long."""
+    """Means since the last tick, of what was finite."""
 
     sums: dict[str, list[float]] = field(default_factory=dict)
-    faults: int = 0
 
     def add(self, values: dict[str, float]) -> None:
-        finite = all(math.isfinite(value) for value in values.values())
-        self.faults = 0 if finite else self.faults + 1
-        if self.faults > LONGEST_FAULT:
-            raise RuntimeError(
-                "training lost its footing: the losses are not finite numbers any more. Start again in a new folder with another --seed"
-            )
-        for key, value in values.items() if finite else ():
+        for key, value in values.items() if all(map(math.isfinite, values.values())) else ():
             self.sums.setdefault(key, []).append(value)
 
     def take(self) -> dict[str, float | None]:
         """The means, rounded, and start anew."""
         result = {key: float(f"{sum(values) / len(values):.6g}") for key, values in self.sums.items()}
         self.sums = {}
-        return {key: result.get(key) for key in ("loss_d", "loss_g", "gap", "r1", "r2")}
+        return {**dict.fromkeys(("loss_d", "loss_g", "gap", "r1", "r2")), **result}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
-
+from .autoencoding import Autoencoding
+from .objective import Objective
 from .synthesis import Synthesis
 
-OBJECTIVES: dict[str, Callable[..., nn.Module]] = {"synthesis": Synthesis}
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"synthesis": Synthesis, "autoencoding": Autoencoding}

@@ -1,4 +1,4 @@
-"""The probe: times real steps on this machine and settles precision, layout, threads, size and length of a run."""
+"""The probe: times real steps on this machine and settles networks, grid, batch, precision, layout and length of a run."""
 
 from __future__ import annotations
 
@@ -12,30 +12,46 @@ import torch
 from ..dataset import Level
 from ..preprocess import Grid
 from ..runtime import cpu_count
-from . import loop
+from . import loop, memory
 from .objectives import OBJECTIVES
-from .recipes import Recipe, augmentation_strength, penalty_weight, schedule
+from .parallel import Group
+from .recipes import SIZES, Recipe, augmentation_strength, penalty_weight, resized, schedule
+from .watchman import Watchman
 
-SIDES = (32, 64, 128, 256, 512)
+SIDES = {2: (32, 64, 128, 256, 512), 3: (16, 24, 32, 48, 64, 96, 128, 192)}
+FIRST = {2: 64, 3: 32}  # the grid that is timed first
 # A grid is taken only if the minutes show this many images per pixel of its longer side: below, sharper is not better.
 # Measured at 64 px: 20,000 hands are recognisable, with different poses (docs/log.md).
 IMAGES_PER_PIXEL = 20_000 / 64
 OVERHEAD = 0.05  # share of the training time that ticks take: samples, features, sheet, checkpoint
 
 
+# A size is taken only if the minutes show this many images with it, in proportion to the longer side over 64 pixels, and if
+# there are this many training images. The steps are a plan: up to an hour on two cores "tiny" wins (docs/benchmarks.md).
+IMAGES_FOR_SIZE = {"tiny": 0, "small": 500_000, "base": 3_000_000, "large": 15_000_000}
+SCANS_FOR_SIZE = {"tiny": 0, "small": 0, "base": 1_000, "large": 50_000}
+LARGEST_BATCH = 256
+BATCH_GAIN = 1.25  # images/s that a doubled batch must bring
+
+
 @dataclass(frozen=True)
 class Task:
-    """What the data fix: (channels, height, width) of the stored images, classes, number of training images."""
+    """What the data fix.
+
+    Attributes:
+        channels, size: of the stored images, (H, W) or (D, H, W).
+        classes: their number, 0 without labels.
+        train_images: number of training images.
+    """
 
     channels: int
-    height: int
-    width: int
+    size: tuple[int, ...]
     classes: int
     train_images: int
 
     def grid(self, target: int) -> Grid:
-        """The training grid whose longer side is near `target`."""
-        return Grid.choose(self.height, self.width, target)
+        """The training grid whose longest side is near `target`."""
+        return Grid.choose(self.size, target)
 
 
 @dataclass(frozen=True)
@@ -61,66 +77,138 @@ class Probe:
         recipe = replace(self.recipe, images=max(images, self.recipe.ticks * self.recipe.batch))
         times = recipe.images / max(recipe.train_images, 1)
         length = f"{recipe.images:,} images shown ({times:.0f} times each of {recipe.train_images:,}), about {recipe.images / self.recipe.batch * self.step_s / 60:.1f} min at {self.recipe.batch / self.step_s:.0f} images/s"
-        return recipe, [*self.reasons, length]
+        return recipe, [*self.reasons, length, expectation(recipe)]
 
 
-def probe(base: Recipe, task: Task, seconds: float, side: int | None, device: torch.device) -> Probe:
+def expectation(recipe: Recipe) -> str:
+    """What to expect of so many images on this grid, from runs of the default recipe on hands, CT and hippocampi (docs/log.md)."""
+    share = recipe.images / (IMAGES_PER_PIXEL * recipe.target)
+    if recipe.name != "relativistic":
+        return "a relative of the default recipe, kept to compare with: expect less of it"
+    if share < 0.4:
+        return "expect shapes without detail: give more minutes or a smaller --side"
+    if share < 1.5:
+        return "expect recognisable anatomy with soft or wrong texture"
+    if share < 5.0:
+        return "expect crisp images at first sight, which a trained classifier still tells from real ones"
+    return "expect images close to real ones at this size; the evaluation says how close"
+
+
+def probe(
+    base: Recipe,
+    task: Task,
+    seconds: float,
+    side: int | None,
+    device: torch.device,
+    size: str = "auto",
+    processes: int = 1,
+) -> Probe:
     """Settle all but the length of a run by timing real steps, within about 2 % of the time, 12 s at most.
 
     Args:
         base: a row of `RECIPES` with the seed.
         seconds: for training; decides the grid.
-        side: longer side of the training grid; None lets the minutes decide.
+        side: longest side of the training grid; None lets the minutes decide.
+        size: of the networks; "auto" lets the minutes decide.
+        processes: that share each batch.
+
+    Raises:
+        ValueError: what is asked for does not fit into memory.
     """
-    native = max(task.height, task.width)
     base = replace(base, ticks=max(6, min(base.ticks, int(seconds / 25.0))))
-    first = for_grid(base, task, min(side or 64, native))
-    recipe, step_s = fastest_machine(first, task, device, budget_s=min(9.0, 0.012 * seconds))
+    base = resized(base, "tiny" if size == "auto" else size)
+    native = max(task.size)
+    clock = Clock(task, device, processes)
+    first = for_grid(base, task, min(side or FIRST[len(task.size)], native))
+    if side or size != "auto":
+        memory.refuse_if_too_large(first, task.channels, task.grid(first.target), task.classes, device)
+    recipe, step_s = fastest_machine(first, clock, budget_s=min(9.0, 0.012 * seconds))
     layout = "channels-last" if recipe.channels_last else "NCHW"
     reasons = [f"{recipe.precision}, {layout}, {recipe.threads or 'default'} threads: the fastest this machine offers"]
-    target = first.target if side else affordable(task, first.target, recipe.batch / step_s, seconds)
-    if target != first.target:
-        recipe = for_grid(
-            replace(base, precision=recipe.precision, channels_last=recipe.channels_last, threads=recipe.threads),
-            task,
-            target,
-        )
-        step_s = time_step(recipe, task, device, budget_s=min(5.0, 0.006 * seconds))
-    grid = task.grid(target)
-    why = "as asked" if side else reason_for(target, recipe.batch / step_s * seconds * (1.0 - OVERHEAD))
-    reasons.append(f"{grid.height} x {grid.width} pixels (stored: {task.height} x {task.width}): {why}")
-    reasons.append(
-        f"gamma {recipe.gamma:.3g} -> {recipe.gamma_end:.3g} for this grid; "
-        f"augmentation up to {recipe.augment:.2f} for {task.train_images:,} training images"
-    )
+    if not side:
+        target = affordable(task, first.target, recipe.batch / step_s, seconds)
+        while target > first.target and not fits(for_grid(recipe, task, target), task, device):
+            target //= 2
+        if target != first.target:
+            recipe = for_grid(
+                replace(recipe, gamma=base.gamma, gamma_end=base.gamma_end, batch=base.batch), task, target
+            )
+            step_s = clock.time(recipe, budget_s=min(5.0, 0.006 * seconds))
+    if size == "auto":
+        recipe, step_s = affordable_size(recipe, step_s, clock, seconds)
+    if device.type == "cuda":
+        recipe, step_s = largest_batch(recipe, step_s, clock, seconds)
+    grid, shown = task.grid(recipe.target), recipe.batch / step_s * seconds * (1.0 - OVERHEAD)
+    needs = memory.needed(recipe, task.channels, grid, task.classes)
+    reasons += [
+        f"{' x '.join(map(str, grid.shape))} {'pixels' if grid.dimensions == 2 else 'voxels'} (stored: {' x '.join(map(str, task.size))}): {'as asked' if side else reason_for(recipe.target, shown)}",
+        f"size {recipe.size} ({recipe.generator}, width {recipe.width}): {'as asked' if size != 'auto' else 'the largest that the minutes show enough images'}; batch {recipe.batch}; needs about {needs / 2**30:.1f} GB of memory",
+        f"{recipe.penalty} penalty, gamma {recipe.gamma:.3g} -> {recipe.gamma_end:.3g}; augmentation up to {recipe.augment:.2f} for {task.train_images:,} training images"
+        if recipe.objective == "synthesis"
+        else "no discriminator: nothing is augmented",
+    ]
     return Probe(recipe, step_s, tuple(reasons))
 
 
 def for_grid(base: Recipe, task: Task, target: int) -> Recipe:
     """The recipe with what follows from data and grid: penalty weight, augmentation, batch."""
-    grid = task.grid(target)
-    side = max(grid.height, grid.width)
-    gamma = base.gamma or penalty_weight(side, task.channels)
+    side = task.grid(target).side
+    gamma = base.gamma if base.gamma >= 0 else penalty_weight(side, task.channels)
+    large = side > (128 if len(task.size) == 2 else 32)
     return replace(
         base,
         target=target,
         train_images=task.train_images,
         gamma=gamma,
-        gamma_end=base.gamma_end or gamma / 10.0,
+        gamma_end=base.gamma_end if base.gamma_end >= 0 else gamma / 10.0,
         augment=base.augment if base.augment >= 0 else augmentation_strength(task.train_images),
-        batch=base.batch if side <= 128 else base.batch // 2,
+        batch=base.batch // 2 if large else base.batch,
     )
+
+
+def fits(recipe: Recipe, task: Task, device: torch.device) -> bool:
+    """Whether training so fits into the memory of the device."""
+    return memory.needed(recipe, task.channels, task.grid(recipe.target), task.classes) <= memory.available(device)
 
 
 def affordable(task: Task, timed: int, rate: float, seconds: float) -> int:
     """The largest target on which the time shows enough images; a step's time goes with the pixels."""
-    native = max(task.height, task.width)
-    targets = sorted({min(side, native) for side in SIDES})
+    native = max(task.size)
+    targets = sorted({min(side, native) for side in SIDES[len(task.size)]})
 
     def images(target: int) -> float:
         return rate * task.grid(timed).pixels / task.grid(target).pixels * seconds * (1.0 - OVERHEAD)
 
     return max((target for target in targets if images(target) >= IMAGES_PER_PIXEL * target), default=targets[0])
+
+
+def affordable_size(recipe: Recipe, step_s: float, clock: Clock, seconds: float) -> tuple[Recipe, float]:
+    """The largest networks with which the time shows enough images and which fit into memory, and the seconds of a step."""
+    for size in list(SIZES)[1:]:
+        needed = IMAGES_FOR_SIZE[size] * recipe.target / 64
+        shown = recipe.batch / step_s * seconds * (1.0 - OVERHEAD)
+        larger = resized(recipe, size)
+        # A larger size is never faster: what the smaller one does not reach needs no timing.
+        if shown < needed or recipe.train_images < SCANS_FOR_SIZE[size] or not fits(larger, clock.task, clock.device):
+            break
+        larger_s = clock.time(larger, budget_s=min(5.0, 0.006 * seconds))
+        if recipe.batch / larger_s * seconds * (1.0 - OVERHEAD) < needed:
+            break
+        recipe, step_s = larger, larger_s
+    return recipe, step_s
+
+
+def largest_batch(recipe: Recipe, step_s: float, clock: Clock, seconds: float) -> tuple[Recipe, float]:
+    """On a GPU: double the batch while that shows clearly more images a second, leaves 10,000 steps and fits into memory."""
+    while recipe.batch < LARGEST_BATCH:
+        larger = replace(recipe, batch=2 * recipe.batch)
+        if seconds / step_s / 2.0 < 10_000 or not fits(larger, clock.task, clock.device):
+            break
+        larger_s = clock.time(larger, budget_s=min(3.0, 0.004 * seconds))
+        if larger.batch / larger_s < BATCH_GAIN * recipe.batch / step_s:
+            break
+        recipe, step_s = larger, larger_s
+    return recipe, step_s
 
 
 def reason_for(target: int, images: float) -> str:
@@ -131,18 +219,18 @@ def reason_for(target: int, images: float) -> str:
     return f"the largest grid on which the minutes show enough images ({needed})"
 
 
-def fastest_machine(recipe: Recipe, task: Task, device: torch.device, budget_s: float) -> tuple[Recipe, float]:
+def fastest_machine(recipe: Recipe, clock: Clock, budget_s: float) -> tuple[Recipe, float]:
     """The fastest of bf16 and fp32, channels-last and NCHW, all or half the cores, and its seconds a step.
 
     The candidates take turns, so that a busy moment of the machine meets all alike. Each is judged by the lower quartile of
     its steps, since other work only ever adds time. What fails here, or is three times slower, is left out.
     """
-    cores = cpu_count() if device.type == "cpu" else 0
+    cores = cpu_count() if clock.device.type == "cpu" else 0
     plain = replace(recipe, precision="fp32", channels_last=False, threads=cores)
     candidates = [plain, replace(plain, channels_last=True), replace(plain, channels_last=True, precision="bf16")]
     if cores >= 4:
         candidates.append(replace(candidates[-1], threads=cores // 2))
-    steps = {candidate: stepper(candidate, task, device) for candidate in candidates}
+    steps = {candidate: clock.stepper(candidate) for candidate in candidates}
     times: dict[Recipe, list[float]] = {candidate: [] for candidate in candidates}
     began, rounds = time.monotonic(), 0
     while rounds < 4 or time.monotonic() - began < budget_s:
@@ -163,40 +251,59 @@ def fastest_machine(recipe: Recipe, task: Task, device: torch.device, budget_s: 
     return fastest, usual[fastest]
 
 
-def time_step(recipe: Recipe, task: Task, device: torch.device, budget_s: float) -> float:
-    """Seconds of a whole training step on noise: the lower quartile, after one step of warming up."""
-    step, began = stepper(recipe, task, device), time.monotonic()
-    times: list[float] = []
-    while len(times) < 4 or time.monotonic() - began < budget_s:
-        times.append(step())
-    return quartile(times[1:])
-
-
 def quartile(values: list[float]) -> float:
     """The lower quartile."""
     return float(np.quantile(values, 0.25))
 
 
-def stepper(recipe: Recipe, task: Task, device: torch.device) -> Callable[[], float]:
-    """A function that does one whole training step on noise and returns its seconds."""
-    grid = task.grid(recipe.target)
-    objective = OBJECTIVES[recipe.objective](recipe, task.channels, grid, task.classes)
-    loop.prepare_machine(objective, recipe, device)
-    optimizers = {name: loop.adam(network) for name, network in loop.players(objective).items()}
-    noise = np.random.default_rng(0).uniform(-1.0, 1.0, (recipe.batch, task.channels, grid.height, grid.width))
-    level = Level(noise.astype(np.float32), np.full(recipe.batch, -1.0, np.float32), np.ones(recipe.batch, np.float32))
-    classes = np.arange(recipe.batch) % task.classes if task.classes else None
-    data = loop.Data(level, np.arange(recipe.batch), classes, None)
-    timed = replace(recipe, images=10 * recipe.batch)
+@dataclass(frozen=True)
+class Clock:
+    """Times whole training steps on noise.
 
-    def step() -> float:
-        if recipe.threads:
-            torch.set_num_threads(recipe.threads)
-        start = time.perf_counter()
-        now = schedule(timed, timed.images)
-        batch = loop.draw_batch(timed, 0, data, device, now)
-        for name, optimizer in optimizers.items():
-            loop.update(name, batch, objective, optimizer, timed.precision, now, device)
-        return time.perf_counter() - start
+    Attributes:
+        task: the shape of the data.
+        device: where the steps run.
+        processes: that share each batch; one does its share here.
+    """
 
-    return step
+    task: Task
+    device: torch.device
+    processes: int = 1
+
+    def time(self, recipe: Recipe, budget_s: float) -> float:
+        """Seconds of a step: the lower quartile, after the first, which warms up."""
+        step, began = self.stepper(recipe), time.monotonic()
+        times: list[float] = []
+        while len(times) < 4 or time.monotonic() - began < budget_s:
+            times.append(step())
+        return quartile(times[1:])
+
+    def stepper(self, recipe: Recipe) -> Callable[[], float]:
+        """A function that does `critic_steps` whole training steps, of one player and of all, and returns the seconds of one."""
+        task, grid, device = self.task, self.task.grid(recipe.target), self.device
+        recipe = replace(recipe, batch=max(1, recipe.batch // self.processes), images=10 * recipe.batch)
+        objective = OBJECTIVES[recipe.objective](recipe, task.channels, grid, task.classes)
+        loop.prepare_machine(objective, recipe, device)
+        optimizers = {name: loop.adam(network, recipe) for name, network in loop.players(objective).items()}
+        noise = np.random.default_rng(0).uniform(-1.0, 1.0, (recipe.batch, task.channels, *grid.shape))
+        level = Level(
+            noise.astype(np.float32), np.full(recipe.batch, -1.0, np.float32), np.ones(recipe.batch, np.float32)
+        )
+        classes = np.arange(recipe.batch) % task.classes if task.classes else None
+        data = loop.Data(level, np.arange(recipe.batch), classes, None)
+        group, watchman = Group(device=device), Watchman(replace(recipe, watch=False))
+
+        def steps() -> float:
+            if recipe.threads:
+                torch.set_num_threads(recipe.threads)
+            start = time.perf_counter()
+            for step in range(recipe.critic_steps):
+                now = schedule(recipe, recipe.images)
+                batch = loop.draw_batch(recipe, step, data, group, now)
+                for name in loop.moving(objective, recipe, step):
+                    loop.update(name, batch, objective, optimizers[name], recipe, now, group, watchman)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            return (time.perf_counter() - start) / recipe.critic_steps
+
+        return steps

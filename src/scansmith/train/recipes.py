@@ -3,51 +3,68 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings of one run. Zeros marked "chosen" are filled in by the probe from the data and the minutes.
+    """All settings of one run. What is marked "chosen" is filled in by the probe from the data and the minutes.
 
     Attributes:
         name: row of `RECIPES`.
         objective: key of `OBJECTIVES`.
+        loss: key of `losses.LOSSES`.
+        penalty: of D's gradient: "r1r2", "interpolated" (towards 1, between real and fake) or "none".
         generator, discriminator: keys of `GENERATORS` and `DISCRIMINATORS`.
-        width: channels at the finest level.
+        size: "tiny", "small", "base" or "large" (chosen); decides the networks and their width, see `SIZES`.
+        width: channels at the finest level (strided), or row of the table of widths (residual).
         latent: length of z.
-        batch: real images per step.
+        batch: real images per step, over all processes.
         images: real images shown in the whole run (chosen); all schedules are fractions of it.
         ticks: how often quality is measured, logged and checkpointed in a run (chosen: every 25 s, 6 to 24 times).
+        critic_steps: D moves at every step, G at each `critic_steps`-th.
         learning_rate, learning_rate_end: Adam's rate, cosine over the burn-in.
-        beta2, beta2_end: Adam's second decay; beta1 is 0.
-        gamma, gamma_end: weight of R1 + R2 (chosen: .0025 * side^2 / 3 per channel share, to a tenth).
+        beta1: Adam's first decay.
+        beta2, beta2_end: Adam's second decay.
+        gamma, gamma_end: weight of the penalty; below 0 chosen: .0025 * side^2 / 3 per channel, to a tenth.
+        kl_weight: of the Kullback-Leibler term of a variational autoencoder; 0 is a plain one.
         burn_in: fraction of the run over which the cosines run.
-        augment: final probability of each augmentation (chosen from the number of images), reached at the burn-in's end.
-        ema_fraction, ema_cap: half-life of the weight average = min(ema_fraction * images seen, ema_cap) images.
+        augment: final probability of each augmentation, reached at the burn-in's end; below 0 chosen from the number of images.
+        ema_fraction, ema_cap: half-life of the weight average = min(ema_fraction * images seen, ema_cap) images; 0: the last weights.
+        watch: whether the watchman acts; it always measures.
+        patience: a run is stopped when quality on the validation images has not improved for this share of it; 0 never.
         precision: "bf16" or "fp32" (chosen); channels_last, threads: likewise.
         train_images, target, seed: of the data and the command; target is the wished longer side of the grid.
     """
 
     name: str = "relativistic"
     objective: str = "synthesis"
+    loss: str = "relativistic"
+    penalty: str = "r1r2"
     generator: str = "strided"
     discriminator: str = "strided"
+    size: str = "tiny"
     width: int = 32
     latent: int = 64
     batch: int = 32
     images: int = 0
     ticks: int = 24
+    critic_steps: int = 1
     learning_rate: float = 1e-3
     learning_rate_end: float = 2.5e-4
+    beta1: float = 0.0
     beta2: float = 0.9
     beta2_end: float = 0.99
-    gamma: float = 0.0
-    gamma_end: float = 0.0
+    gamma: float = -1.0
+    gamma_end: float = -1.0
+    kl_weight: float = 1.0
     burn_in: float = 0.35
     augment: float = -1.0
     ema_fraction: float = 0.05
     ema_cap: int = 500_000
+    watch: bool = True
+    patience: float = 0.5
     precision: str = "fp32"
     channels_last: bool = False
     threads: int = 0
@@ -60,10 +77,78 @@ class Recipe:
         return max(1, self.images // self.batch)
 
 
+# As the article and the papers train: constant rates, no average, no penalty, nobody who watches.
+_PLAIN: dict[str, Any] = {
+    "penalty": "none",
+    "gamma": 0.0,
+    "gamma_end": 0.0,
+    "learning_rate": 2e-4,
+    "learning_rate_end": 2e-4,
+    "beta1": 0.5,
+    "beta2": 0.999,
+    "beta2_end": 0.999,
+    "ema_fraction": 0.0,
+    "watch": False,
+    "patience": 0.0,
+}
+
+_PENALISED_CRITIC: dict[str, Any] = {
+    "penalty": "interpolated",
+    "gamma": 10.0,
+    "gamma_end": 10.0,
+    "critic_steps": 5,
+    "learning_rate": 1e-4,
+    "learning_rate_end": 1e-4,
+    "beta1": 0.0,
+    "beta2": 0.9,
+    "beta2_end": 0.9,
+}
+_ENCODED: dict[str, Any] = {"penalty": "none", "gamma": 0.0, "gamma_end": 0.0, "augment": 0.0, "beta1": 0.9}
+
 RECIPES: dict[str, Recipe] = {
     # scansmith train DATASET RUN --minutes 15, two cores, 64 px: see docs/benchmarks.md for the score to expect.
     "relativistic": Recipe(),
+    # The article's pair; no convolution sees that neighbouring pixels belong together. For teaching.
+    "dense": Recipe("dense", loss="wasserstein", generator="dense", discriminator="dense", **_PLAIN),
+    # Radford 2015: batch norm in both networks.
+    "dcgan": Recipe("dcgan", loss="non_saturating", generator="dcgan", discriminator="dcgan", **_PLAIN),
+    # The strided pair with another loss and nothing else, so that the loss is what is compared.
+    "minimax": Recipe("minimax", loss="minimax", **_PLAIN),
+    "non_saturating": Recipe("non_saturating", loss="non_saturating", **_PLAIN),
+    "least_squares": Recipe("least_squares", loss="least_squares", **_PLAIN),
+    "hinge": Recipe("hinge", loss="hinge", **_PLAIN),
+    # Gulrajani 2017, algorithm 1: five steps of D for one of G, weight 10, Adam (0, .9) at 1e-4.
+    "wasserstein": Recipe("wasserstein", loss="wasserstein", **_PLAIN | _PENALISED_CRITIC),
+    # Kingma 2014 with the variance that is optimal for a batch (Rybkin 2021); without D nothing needs augmentation.
+    "vae": Recipe("vae", "autoencoding", generator="autoencoder", discriminator="", **_ENCODED),
+    "autoencoder": Recipe(
+        "autoencoder", "autoencoding", generator="autoencoder", discriminator="", kl_weight=0.0, **_ENCODED
+    ),
 }
+
+# size -> (family of the pair, width). The strided pair for short runs, the residual pair for long ones: at a fixed time the
+# cheap network sees more images, and under an hour on two cores it wins (docs/benchmarks.md).
+SIZES: dict[str, tuple[str, int]] = {
+    "tiny": ("strided", 32),
+    "small": ("strided", 64),
+    "base": ("residual", 384),
+    "large": ("residual", 768),
+}
+WIDTHS = {"tiny": 32, "small": 64, "base": 96, "large": 128}  # of networks that come in one family
+
+
+def resized(recipe: Recipe, size: str) -> Recipe:
+    """The recipe with the networks of a size.
+
+    Raises:
+        ValueError: there is no such size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"expected a size of {['auto', *SIZES]}, got {size!r}")
+    if (recipe.generator, recipe.discriminator) != ("strided", "strided"):
+        return replace(recipe, size=size, width=WIDTHS[size])
+    family, width = SIZES[size]
+    return replace(recipe, size=size, generator=family, discriminator=family, width=width)
 
 
 def penalty_weight(side: int, channels: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import Counter
 from dataclasses import asdict, replace
@@ -18,9 +19,13 @@ from ..dataset import Dataset, Level
 from ..preprocess import Grid
 from ..runtime import Progress, choose_device, derive_seed, write_json
 from . import checkpoint, loop, watch
+from .objective import Objective
 from .objectives import OBJECTIVES
+from .parallel import join
 from .probe import Probe, Task, probe
 from .recipes import RECIPES, Recipe
+from .start import model_folder as start_folder
+from .start import warm_start
 
 FEWEST_TRAINING = 4
 SLACK = 1.08  # of the planned time, before the tail of a run is cut
@@ -30,61 +35,109 @@ def run_training(
     dataset: Path,
     run: Path,
     minutes: float,
-    recipe_name: str,
+    recipe_name: str | Recipe,
     side: int | None,
     images: int | None,
     model_folder: Path,
     seed: int,
     device_name: str,
     probed: Probe | None = None,
+    size: str = "auto",
+    start: Path | None = None,
 ) -> dict[str, Any]:
-    """`train` with, besides, a probe that was made before (by `run`, for its plan)."""
-    began = time.monotonic()
-    data, device = Dataset.open(dataset), choose_device(device_name)
-    request = {
-        "minutes": minutes,
-        "recipe": recipe_name,
-        "side": side,
-        "images": images,
-        "seed": seed,
-        "data": data.info["hash"],
+    """`train` with, besides, a recipe that is no row of `RECIPES`, and a probe that was made before (by `run`, for its plan)."""
+    began, printed = time.monotonic(), probed is None
+    group = join(choose_device(device_name))
+    try:
+        data, base = Dataset.open(dataset), base_recipe(recipe_name, seed)
+        request = {
+            "minutes": minutes, "recipe": base.name, "size": size, "side": side, "images": images, "seed": seed,
+            "from": model.digest(start_folder(start)) if start else None, "data": data.info["hash"],
+        }  # fmt: skip
+        earlier = checkpoint.load_recipe(run, request)
+        if earlier is not None and (run / "result.json").is_file() and (model_folder / "config.json").is_file():
+            return {"model": str(model_folder), **json.loads((run / "result.json").read_text())}  # finished before
+        task = task_of(data)
+        if earlier is None and probed is None and group.main:
+            side = side or (model.load(start_folder(start)).config["recipe"]["target"] if start else None)
+            probed = probe(base, task, 60.0 * minutes, side, group.device, size, group.size)
+        target = group.agree(earlier[0].target if earlier else probed.recipe.target if probed else None)
+        grid = task.grid(target)
+        if group.main:
+            data.level(grid)  # made once, then mapped by all
+        group.agree(None)
+        learned = gather(data, data.level(grid), seed, group.device)
+        torch.manual_seed(seed)  # the networks' first weights
+        if earlier is None:
+            planned: Any = None
+            if group.main:
+                assert probed is not None
+                # Only now is it known what is left for the steps.
+                left = 60.0 * minutes - (time.monotonic() - began)
+                recipe, reasons = probed.lasting(images or probed.images_in(left))
+                planned = {"recipe": asdict(recipe), "reasons": reasons}
+            planned = group.agree(planned)
+            recipe, reasons = Recipe(**planned["recipe"]), planned["reasons"]
+        else:
+            recipe, reasons = earlier
+        objective = OBJECTIVES[recipe.objective](recipe, task.channels, grid, task.classes)
+        if start and not (run / checkpoint.CHECKPOINT).is_file():
+            taken = warm_start(objective, start)
+            reasons = reasons if taken in reasons else [*reasons, taken]
+        if group.main and earlier is None:
+            checkpoint.save_recipe(run, recipe, reasons, request)
+            if printed:
+                tell(reasons)
+        deadline_s = 60.0 * minutes * SLACK if images is None else float("inf")
+        with Progress("training", recipe.images, quiet=not group.main) as progress:
+            best, outcome = loop.fit(objective, recipe, learned, run, group, deadline_s, progress)
+        if not group.main:
+            return {"model": str(model_folder), **outcome}
+        return finish(data, recipe, grid, objective, best, outcome, reasons, run, model_folder, group.device)
+    finally:
+        group.leave()
+
+
+def finish(
+    data: Dataset,
+    recipe: Recipe,
+    grid: Grid,
+    objective: Objective,
+    best: nn.Module,
+    outcome: dict[str, Any],
+    reasons: list[str],
+    run: Path,
+    model_folder: Path,
+    device: torch.device,
+) -> dict[str, Any]:
+    """The model folder, what the objective leaves besides, and result.json."""
+    made = model.save(model_folder, best, configuration(data, recipe, grid, objective, outcome))
+    objective.leave(best, data, data.level(grid), run, device)
+    acts = [row for row in checkpoint.read_log(run / "log.jsonl") if row["kind"] == "act"]
+    result = {
+        "hash": made.hash,
+        **outcome,
+        "grid": list(grid.shape),
+        "plan": reasons,
+        "acts": [row["words"] for row in acts],
     }
-    earlier = checkpoint.load_recipe(run, request)
-    if earlier is not None and (run / "result.json").is_file() and (model_folder / "config.json").is_file():
-        return {"model": str(model_folder), **json.loads((run / "result.json").read_text())}  # finished before
-    task = task_of(data)
-    if earlier is not None:
-        target = earlier[0].target
-    else:
-        probed = probed or probe(base_recipe(recipe_name, seed), task, 60.0 * minutes, side, device)
-        target = probed.recipe.target
-    grid = task.grid(target)
-    learned = gather(data, data.level(grid), seed, device)
-    if earlier is None:
-        assert probed is not None
-        # Only now is it known what is left for the steps.
-        left = 60.0 * minutes - (time.monotonic() - began)
-        recipe, reasons = probed.lasting(images or probed.images_in(left))
-        checkpoint.save_recipe(run, recipe, reasons, request)
-    else:
-        recipe, reasons = earlier
-    torch.manual_seed(seed)  # the networks' first weights
-    objective = OBJECTIVES[recipe.objective](recipe, task.channels, grid, task.classes)
-    deadline_s = 60.0 * minutes * SLACK if images is None else float("inf")
-    with Progress("training", recipe.images) as progress:
-        average, outcome = loop.fit(objective, recipe, learned, run, device, deadline_s, progress)
-    made = model.save(model_folder, average, configuration(data, recipe, grid, objective, outcome))
-    result = {"hash": made.hash, **outcome, "grid": [grid.height, grid.width], "plan": reasons}
     write_json(run / "result.json", result)
     return {"model": str(model_folder), **result}
 
 
-def base_recipe(name: str, seed: int) -> Recipe:
-    """The row of `RECIPES`, with the seed.
+def tell(reasons: list[str]) -> None:
+    """The plan, for people."""
+    print("\n".join(["Plan", *(f"  - {sentence}" for sentence in reasons)]), file=sys.stderr, flush=True)
+
+
+def base_recipe(name: str | Recipe, seed: int) -> Recipe:
+    """The row of `RECIPES`, or the recipe itself, with the seed.
 
     Raises:
         ValueError: there is no such row.
     """
+    if isinstance(name, Recipe):
+        return replace(name, seed=seed)
     if name not in RECIPES:
         raise ValueError(f"expected a recipe of {sorted(RECIPES)}, got {name!r}")
     return replace(RECIPES[name], seed=seed)
@@ -107,12 +160,8 @@ def task_of(data: Dataset) -> Task:
         raise ValueError(
             f"expected at least {FEWEST_TRAINING} training images in {data.root}, found {count}: add scans and prepare again"
         )
-    if data.info.get("depth"):
-        raise ValueError(
-            f"expected 2-D images in {data.root}, found volumes: this version trains on slices; prepare with --plan '{{\"dimensions\": 2}}'"
-        )
-    channels, height, width = data.shape
-    return Task(channels, height, width, len(data.labels), count)
+    channels, *size = data.shape
+    return Task(channels, tuple(size), len(data.labels), count)
 
 
 def gather(data: Dataset, level: Level, seed: int, device: torch.device) -> loop.Data:
@@ -126,11 +175,11 @@ def gather(data: Dataset, level: Level, seed: int, device: torch.device) -> loop
 
 
 def configuration(
-    data: Dataset, recipe: Recipe, grid: Grid, objective: nn.Module, outcome: dict[str, Any]
+    data: Dataset, recipe: Recipe, grid: Grid, objective: Objective, outcome: dict[str, Any]
 ) -> dict[str, Any]:
     """`config.json` of the model folder."""
     spacing = data.info["spacing"]
-    scale = [data.info["height"] / grid.box_height, data.info["width"] / grid.box_width]
+    scale = [stored / box for stored, box in zip(data.shape[1:], grid.box)]
     rows = training_rows(data)
     window = {name: float(np.median(data.columns[name][rows])) for name in ("low", "high")}
     return {
@@ -141,8 +190,8 @@ def configuration(
         "modality": data.info["modality"],
         "source_format": data.info["source_format"],
         "intensity": {**window, "units": data.info["units"]},
-        "orientation": common_orientation(data.columns["affine"][rows]),
-        "spacing": None if spacing is None else [spacing[0] * scale[0], spacing[1] * scale[1]],
+        "orientation": common_orientation(data.columns["affine"][rows], grid.dimensions),
+        "spacing": None if spacing is None else [mm * factor for mm, factor in zip(spacing, scale, strict=True)],
         "labels": data.labels,
         "label_counts": [int((data.classes()[rows] == number).sum()) for number in range(len(data.labels))],
         "data_hash": data.info["hash"],
@@ -151,13 +200,14 @@ def configuration(
     }
 
 
-def common_orientation(affines: np.ndarray) -> list[list[float]] | None:
-    """The unit vectors (RAS+) along columns and rows that most images have, to a tenth; None when none is known.
+def common_orientation(affines: np.ndarray, dimensions: int = 2) -> list[list[float]] | None:
+    """The unit vectors (RAS+) along columns and rows, and of volumes along slices, that most images have, to a tenth.
 
     Args:
-        affines: (N, 4, 4), NaN where not known.
+        affines: (N, 4, 4), NaN where not known; None is returned when none is.
+        dimensions: 2 or 3.
     """
-    known = [affine[:3, :2].T for affine in affines if np.isfinite(affine).all()]
+    known = [affine[:3, :dimensions].T for affine in affines if np.isfinite(affine).all()]
     units = [vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in known]
     if not units:
         return None

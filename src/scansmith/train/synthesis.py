@@ -1,80 +1,94 @@
-"""Objective `synthesis`: noise to image, relativistic pairing loss with R1 + R2 on every step (Huang 2024, eq. 2 to 4)."""
+"""Objective `synthesis`: noise to image, D and G in turns, with any loss of `LOSSES` and a penalty on D's gradient."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import fields
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import augment
-from ..losses import relativistic_discriminator, relativistic_generator, scores_and_penalty
+from ..losses import LOSSES, interpolated_penalty, scores_and_penalty
 from ..networks import DISCRIMINATORS, GENERATORS
 from ..preprocess import Grid
+from .objective import Batch, Objective
 from .recipes import Recipe
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What one step learns from.
-
-    Attributes:
-        images: (B, C, H, W) float32 in [-1, 1].
-        classes: (B,) int64 or None.
-        z: (B, latent).
-        gamma: weight of the penalties; augment: probability of each augmentation.
-        random: the step's own generator, on the CPU.
-    """
-
-    images: Tensor
-    classes: Tensor | None
-    z: Tensor
-    gamma: float
-    augment: float
-    random: torch.Generator
-
-
-class Synthesis(nn.Module):
+class Synthesis(Objective):
     """G and D of one run. `discriminator_loss` draws the fakes once; `generator_loss` of the same batch uses them again."""
+
+    players = ("discriminator", "generator")
+    model = "generator"
 
     def __init__(self, recipe: Recipe, channels: int, grid: Grid, classes: int) -> None:
         super().__init__()
-        shape = {"channels": channels, "base": (grid.base_height, grid.base_width), "doublings": grid.doublings}
+        shape = {"channels": channels, "base": grid.base, "doublings": grid.doublings}
         self.generator_arguments = {**shape, "width": recipe.width, "latent": recipe.latent, "classes": classes}
         self.generator = GENERATORS[recipe.generator](**self.generator_arguments)
         self.discriminator = DISCRIMINATORS[recipe.discriminator](**shape, width=recipe.width, classes=classes)
+        self.d_loss, self.g_loss = LOSSES[recipe.loss]
+        self.penalty = recipe.penalty
         self._fake: Tensor | None = None
 
     def discriminator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """E softplus(-(D(x) - D(G(z)))) + gamma/2 (R1 + R2), and what to log of it."""
-        self._fake = self.generator(batch.z, batch.classes)
-        images = self._augmented(torch.cat([batch.images, self._fake.detach()]), batch)
-        classes = None if batch.classes is None else batch.classes.repeat(2)
+        """The loss of D, with its penalty, and what to log of it."""
+        with torch.set_grad_enabled(batch.generator_moves):
+            self._fake = self.generator(batch.z, batch.classes)
+        images = augmented(torch.cat([batch.images, self._fake.detach()]), batch, sets=2)
+        logged: dict[str, Tensor] = {}
         # The penalty is taken at what D sees, after augmentation: cheaper than behind it, and D's smoothness is its aim.
-        scores, penalty = scores_and_penalty(self.discriminator, images, classes)
-        (real, fake), (r1, r2) = scores.chunk(2), penalty.chunk(2)
-        adversarial = relativistic_discriminator(real, fake)
-        loss = adversarial + batch.gamma / 2.0 * (r1.mean() + r2.mean())
-        logged = {"loss_d": adversarial, "gap": (real - fake).mean(), "r1": r1.mean(), "r2": r2.mean()}
-        return loss, {name: value.detach() for name, value in logged.items()}
+        if self.penalty == "r1r2":
+            classes = None if batch.classes is None else batch.classes.repeat(2)
+            scores, penalty = scores_and_penalty(self.discriminator, images, classes)
+            (real, fake), (r1, r2) = scores.chunk(2), penalty.chunk(2)
+            extra = batch.gamma / 2.0 * (r1.mean() + r2.mean())  # Huang 2024, eq. 4
+            logged = {"r1": r1.mean(), "r2": r2.mean()}
+        else:
+            real, fake = self.pair(images, batch.classes)
+            extra = torch.zeros((), device=images.device)
+            if self.penalty == "interpolated":
+                halves = images.chunk(2)
+                between = interpolated_penalty(self.discriminator, halves[0], halves[1], batch.classes, batch.random)
+                logged, extra = {"r1": between.mean()}, batch.gamma * between.mean()
+        adversarial = self.d_loss(real, fake)
+        logged |= {"loss_d": adversarial, "gap": (real - fake).mean()}
+        return adversarial + extra, {name: value.detach() for name, value in logged.items()}
 
     def generator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """E softplus(-(D(G(z)) - D(x))). D's weights take no gradient here: the caller switches them off."""
+        """The loss of G. D's weights take no gradient here: the caller switches them off."""
         assert self._fake is not None, "discriminator_loss comes first: it makes the fakes"
         with torch.no_grad():
-            real = self.discriminator(self._augmented(batch.images, batch), batch.classes)
-        fake = self.discriminator(self._augmented(self._fake, batch), batch.classes)
+            real = self.discriminator(augmented(batch.images, batch), batch.classes)
+        fake = self.discriminator(augmented(self._fake, batch), batch.classes)
         self._fake = None
-        loss = relativistic_generator(real, fake)
+        loss = self.g_loss(real, fake)
         return loss, {"loss_g": loss.detach()}
 
-    @staticmethod
-    def _augmented(images: Tensor, batch: Batch) -> Tensor:
-        layout = (
-            torch.channels_last
-            if batch.images.is_contiguous(memory_format=torch.channels_last)
-            else torch.contiguous_format
-        )
-        if batch.augment > 0.0:
-            images = augment.apply(images, augment.draw(len(images), batch.augment, batch.random))
-        return images.contiguous(memory_format=layout)
+    def pair(self, images: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scores of the real and of the fake half; apart where D normalises over the batch, as published."""
+        if getattr(self.discriminator, "one_batch", True):
+            real, fake = self.discriminator(images, None if classes is None else classes.repeat(2)).chunk(2)
+        else:
+            real, fake = (self.discriminator(half, classes) for half in images.chunk(2))
+        return real, fake
+
+
+def augmented(images: Tensor, batch: Batch, sets: int = 1) -> Tensor:
+    """Images of `sets` batches as D sees them, in the memory layout of the batch."""
+    if batch.augment > 0.0:
+        dimensions = images.ndim - 2
+        drawn = augment.draw(sets * (batch.whole or len(batch.images)), batch.augment, batch.random, dimensions)
+        if batch.whole is not None:
+            own = batch.positions(sets)
+            drawn = augment.Draw(**{item.name: getattr(drawn, item.name)[own] for item in fields(drawn)})
+        images = augment.apply(images, drawn)
+    return in_layout(images, batch.images)
+
+
+def in_layout(images: Tensor, like: Tensor) -> Tensor:
+    """`images` channels-last if `like` is."""
+    layout = torch.channels_last if images.ndim == 4 else torch.channels_last_3d
+    return images.contiguous(
+        memory_format=layout if like.is_contiguous(memory_format=layout) else torch.contiguous_format
+    )

@@ -1,9 +1,10 @@
-"""Quality while training: Fréchet distance of a few averaged samples over the real/real floor, diversity, sample sheets."""
+"""What is measured at every tick: quality, diversity, coverage, copies and overfitting, each beside what real images give."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,75 +13,184 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..metrics import prdc
 from ..metrics.frechet import frechet
-from ..metrics.random_conv import features
+from ..metrics.random_conv import SMALLEST, features
 from ..networks.blocks import latent
 from ..runtime import derive_seed, write_atomic
 
 FEWEST = 16  # below this many images a Fréchet distance says nothing
 MOST = 256
 FLOOR_DRAWS = 8
+SCORED = 128  # images of each kind whose scores the overfitting is read from
+Scores = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images that the samples are compared with at every tick, and the distance real images have among themselves.
+    """Real images that the samples are compared with at every tick, and what real images give among themselves.
 
     Attributes:
         features: (N, 512) of the validation images, or of half the training images where validation has too few.
         floor: distance between N training images and these.
         spread: mean distance of real images from their centre in feature space.
         name: "validation" or "train".
+        radii: (N,) distance of each to its fifth neighbour.
+        train: (M, 512) features of training images; of the other half where validation has too few.
+        to_train: median distance of `features` to the nearest of `train`; to_real: to the nearest other of `features`.
+        train_images, real_images: up to 128 of both, (n, C, *spatial) float32, with their class numbers (n,) or None.
     """
 
     features: np.ndarray
     floor: float
     spread: float
     name: str
+    radii: np.ndarray
+    train: np.ndarray
+    to_train: float
+    to_real: float
+    train_images: Tensor
+    real_images: Tensor
+    train_classes: Tensor | None = None
+    real_classes: Tensor | None = None
 
 
-def reference(train: np.ndarray, validation: np.ndarray, seed: int, device: torch.device) -> Reference | None:
-    """The reference from encoded images (N, C, H, W); None when there are too few or they are too small.
+def reference(
+    train: np.ndarray,
+    validation: np.ndarray,
+    seed: int,
+    device: torch.device,
+    train_classes: np.ndarray | None = None,
+    validation_classes: np.ndarray | None = None,
+) -> Reference | None:
+    """The reference from encoded images (N, C, *spatial); None when there are too few or they are too small.
 
     Never sees the holdout. With fewer than 16 validation images the training set is halved, and the name says so. The
     floor is a mean over several draws of training images: one draw of 100 is off by a third.
     """
     random = np.random.default_rng(derive_seed(seed, "watch"))
-    train = train[random.permutation(len(train))]
+    order = random.permutation(len(train))
+    train, train_classes = train[order], None if train_classes is None else train_classes[order]
     name = "validation" if len(validation) >= FEWEST else "train"
-    real, others = (validation, train) if name == "validation" else (train[: len(train) // 2], train[len(train) // 2 :])
+    half = len(train) // 2
+    real, others = (validation, train) if name == "validation" else (train[:half], train[half:])
+    real_classes, other_classes = validation_classes, train_classes
+    if name == "train" and train_classes is not None:
+        real_classes, other_classes = train_classes[:half], train_classes[half:]
     count = min(len(real), len(others), MOST)
-    if count < FEWEST or min(real.shape[-2:]) < 16:
+    if count < FEWEST or min(real.shape[2:]) < SMALLEST[real.ndim - 2]:
         return None
-    real_features, pool = features(real[:count], device=device), features(others, device=device)
+    real = real[:count]
+    real_features, pool = features(real, device=device), features(others, device=device)
     draws = [pool[random.permutation(len(pool))[:count]] for _ in range(FLOOR_DRAWS)]
     floor = float(np.mean([frechet(draw, real_features) for draw in draws]))
-    return Reference(real_features, floor, _spread(real_features), name) if floor > 0 else None
+    to_train, to_real = _nearest(real_features, pool), _nearest(real_features)
+    if not min(floor, to_train, to_real) > 0:
+        return None
+    return Reference(
+        real_features, floor, _spread(real_features), name, prdc.radii(real_features), pool, to_train, to_real,
+        torch.from_numpy(others[:SCORED]), torch.from_numpy(real[:SCORED]), _first(other_classes), _first(real_classes),
+    )  # fmt: skip
+
+
+def _first(classes: np.ndarray | None) -> Tensor | None:
+    return None if classes is None else torch.from_numpy(np.asarray(classes[:SCORED]))
 
 
 def _spread(values: np.ndarray) -> float:
     return float(np.linalg.norm(values - values.mean(axis=0), axis=1).mean())
 
 
-def measure(
-    generator: nn.Module, seed: int, classes: Sequence[int], real: Reference, device: torch.device
-) -> dict[str, Any]:
-    """{"quality": distance over floor (1 = as two sets of real images), "diversity": spread over the real spread}.
+def _nearest(values: np.ndarray, others: np.ndarray | None = None) -> float:
+    """Median distance of (N, d) features to the nearest of the others, or to the nearest of the rest of themselves."""
+    between = prdc.distances(values, values if others is None else others)
+    if others is None:
+        np.fill_diagonal(between, np.inf)
+    return float(np.median(between.min(axis=1)))
 
-    As many samples as the reference has images, always from the same latents.
+
+def measure(
+    generator: nn.Module,
+    seed: int,
+    classes: Sequence[int],
+    real: Reference,
+    device: torch.device,
+    scores: Scores | None = None,
+) -> dict[str, Any]:
+    """What the samples are worth now; as many as the reference has images, always from the same latents.
+
+    Args:
+        scores: D's scores (B,) of images (B, C, *spatial) and their classes under the present augmentation; None leaves
+            the overfitting out.
+
+    Returns:
+        "quality": Fréchet distance over floor (1 = as two sets of real images); "diversity": spread over the real
+        spread; "coverage", "recall": see `prdc`; "copying": see `copying`; "overfit", "overfit_error": see `overfitting`;
+        "watch_s": seconds all this took.
     """
+    began = time.monotonic()
     count = len(real.features)
-    fake = features(samples(generator, seed, count, classes, device), device=device)
-    distance = frechet(fake, real.features) / real.floor
-    return {
-        "quality": round(distance, 4) if math.isfinite(distance) else None,
-        "diversity": round(_spread(fake) / real.spread, 4),
-        "reference": real.name,
+    images = samples(generator, seed, count, classes, device)
+    fake = features(images, device=device)
+    if not np.isfinite(fake).all():
+        nothing = dict.fromkeys(("quality", "diversity", "coverage", "recall", "copying", "overfit", "overfit_error"))
+        return {**nothing, "reference": real.name, "watch_s": round(time.monotonic() - began, 3)}
+    between = prdc.distances(real.features, fake)
+    row = {
+        "quality": frechet(fake, real.features) / real.floor,
+        "diversity": _spread(fake) / real.spread,
+        "coverage": float((between.min(axis=1) < real.radii).mean()),
+        "recall": float((between < prdc.radii(fake)[None, :]).any(axis=1).mean()),
+        "copying": copying(fake, real, between),
     }
+    overfit, error = None, None
+    if scores is not None and real.name == "validation":
+        made = None if not classes else torch.tensor([classes[i % len(classes)] for i in range(count)])[:SCORED]
+        kinds = ((real.train_images, real.train_classes), (real.real_images, real.real_classes))
+        sets = (*kinds, (torch.from_numpy(images[:SCORED]), made))
+        overfit, error = overfitting(*(_scored(scores, *one, device) for one in sets))
+    rounded = {key: round(value, 4) for key, value in row.items()}
+    rest = {"overfit": overfit, "overfit_error": error, "reference": real.name}
+    return {**rounded, **rest, "watch_s": round(time.monotonic() - began, 3)}
+
+
+def _scored(scores: Scores, images: Tensor, classes: Tensor | None, device: torch.device) -> np.ndarray:
+    with torch.no_grad():
+        return scores(images.to(device), None if classes is None else classes.to(device)).double().cpu().numpy()
+
+
+def copying(fake: np.ndarray, real: Reference, between: np.ndarray) -> float:
+    """How much nearer samples lie to training images than unseen real ones do: about 1 when they are new, 0 for copies.
+
+    (d(fake, train) / d(validation, train)) / (d(fake, validation) / d(validation, validation)), medians of distances to the
+    nearest. The lower half takes out what brings a sample near to any image, such as blur. Without validation images the
+    upper half alone.
+    """
+    to_train = _nearest(fake, real.train) / real.to_train
+    if real.name != "validation":
+        return to_train
+    return to_train / max(float(np.median(between.min(axis=0))) / real.to_real, 1e-12)
+
+
+def overfitting(train: np.ndarray, validation: np.ndarray, fake: np.ndarray) -> tuple[float | None, float | None]:
+    """(r, its standard error): r = (E D(train) - E D(validation)) / (E D(train) - E D(fake)).
+
+    0 when D takes unseen real images for real, 1 when it takes them for fake; unchanged when a constant is added to all
+    scores or they are multiplied by one, so it means something under a relativistic loss (r_v of Karras 2020, eq. 1). None
+    when D does not tell train from fake by three standard errors: a quotient by about nothing says nothing.
+    """
+    gap = train.mean() - fake.mean()
+    errors = [float(scores.std() / math.sqrt(len(scores))) for scores in (train, validation, fake)]
+    if not gap > 3.0 * math.hypot(errors[0], errors[2]):
+        return None, None
+    r = float((train.mean() - validation.mean()) / gap)
+    # Propagated: dr/dtrain = (1 - r) / gap, dr/dvalidation = -1 / gap, dr/dfake = r / gap.
+    error = math.hypot((1.0 - r) * errors[0], errors[1], r * errors[2]) / float(gap)
+    return round(r, 4), round(error, 4)
 
 
 def samples(generator: nn.Module, seed: int, count: int, classes: Sequence[int], device: torch.device) -> np.ndarray:
-    """`count` images of fixed latents, float32 (count, C, H, W) in [-1, 1]; classes are taken in turns."""
+    """`count` images of fixed latents, float32 (count, C, *spatial) in [-1, 1]; classes are taken in turns."""
     z = latent(seed, count, generator.latent)  # type: ignore[arg-type]
     numbers = torch.tensor([classes[i % len(classes)] for i in range(count)]) if classes else None
     made: list[Tensor] = []
@@ -92,11 +202,16 @@ def samples(generator: nn.Module, seed: int, count: int, classes: Sequence[int],
 
 
 def save_sheet(path: Path, images: np.ndarray, columns: int = 8) -> None:
-    """Write a contact sheet, 8-bit PNG, of images (N, C, H, W) in [-1, 1]; needs Pillow, without it nothing is written."""
+    """Write a contact sheet, 8-bit PNG, of images (N, C, H, W) in [-1, 1]; of volumes (N, C, D, H, W) the middle slices.
+
+    Needs Pillow; without it nothing is written.
+    """
     try:
         from PIL import Image as Picture
     except ImportError:  # a bare GPU host
         return
+    if images.ndim == 5:
+        images = images[:, :, images.shape[2] // 2]
     pixels = np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
     count, channels, height, width = pixels.shape
     rows = -(-count // columns)

@@ -1,0 +1,100 @@
+"""Objective `autoencoding`: the GAN's relatives. A (variational) autoencoder learns to give an image back from a short code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..dataset import Dataset, Level
+from ..networks import GENERATORS
+from ..preprocess import Grid
+from ..runtime import write_atomic
+from . import watch
+from .objective import Batch, Objective
+from .recipes import Recipe
+
+
+class Autoencoding(Objective):
+    """Encoder and decoder of one run, which move together.
+
+    With `kl_weight` > 0 a variational autoencoder (Kingma 2014, eq. 10), whose decoder has the variance that is optimal for
+    the batch (Rybkin 2021, eq. 4 and 5), so that no weight between the two terms has to be searched. With 0 a plain one: its
+    code is the encoder's mean, and new images are drawn by a Gaussian fitted to the codes afterwards (Ghosh 2020, sec. 4).
+    """
+
+    players = ("autoencoder",)
+    model = "autoencoder"
+
+    def __init__(self, recipe: Recipe, channels: int, grid: Grid, classes: int) -> None:
+        super().__init__()
+        self.generator_arguments = {
+            "channels": channels, "base": grid.base, "doublings": grid.doublings,
+            "width": recipe.width, "latent": recipe.latent, "classes": classes,
+        }  # fmt: skip
+        self.autoencoder = GENERATORS[recipe.generator](**self.generator_arguments)
+        self.kl_weight = recipe.kl_weight
+
+    def autoencoder_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """-ELBO per image in units of one pixel: 1/2 log MSE + kl_weight * KL / pixels."""
+        mean, log_variance = self.autoencoder.encode(batch.images, batch.classes)  # type: ignore[operator]
+        variational = self.kl_weight > 0.0
+        code = mean + (0.5 * log_variance).exp() * batch.z if variational else mean
+        made = self.autoencoder.decode(code, batch.classes)  # type: ignore[operator]
+        error = (made.float() - batch.images).square().mean()
+        # -KL of Kingma 2014, eq. 10: 1/2 sum(1 + log var - mean^2 - var)
+        kl = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1.0).sum(1).mean()
+        loss = 0.5 * (error + 1e-8).log()
+        if variational:
+            loss = loss + self.kl_weight * kl / batch.images[0].numel()
+        logged = {"loss_g": loss, "reconstruction": error.sqrt(), "kl": kl if variational else torch.zeros(())}
+        return loss, {name: value.detach() for name, value in logged.items()}
+
+    def settle(self, average: nn.Module, images: Tensor, classes: Tensor | None) -> None:
+        """Before samples are drawn from a plain autoencoder: fit the Gaussian of its codes (mean and covariance)."""
+        if self.kl_weight > 0.0:
+            return
+        codes = encode(average, images, classes).double()
+        centred = codes - codes.mean(0)
+        covariance = centred.T @ centred / max(1, len(codes) - 1)
+        # A little of the diagonal keeps the root real where images are fewer than code numbers.
+        covariance += 1e-4 * covariance.diagonal().mean() * torch.eye(codes.shape[1], dtype=torch.float64)
+        average.center.copy_(codes.mean(0))  # type: ignore[operator]
+        average.factor.copy_(torch.linalg.cholesky(covariance))  # type: ignore[operator]
+
+    def leave(self, average: nn.Module, data: Dataset, level: Level, run: Path, device: torch.device) -> None:
+        """latents.npz (codes of every image with its case, slice, split and label) and samples/reconstructions.png."""
+        classes = torch.from_numpy(data.classes()) if data.labels else None
+        known = np.arange(len(data)) if classes is None else np.flatnonzero(data.classes() >= 0)
+        codes = [
+            encode(average, torch.from_numpy(level.batch(rows)).to(device), None if classes is None else classes[rows])
+            for rows in np.array_split(known, -(-len(known) // 512))
+        ]
+        columns = {name: data.columns[name][known] for name in ("case", "slice", "split", "label")}
+        arrays = {"latents": torch.cat(codes).numpy(), **columns}
+        write_atomic(run / "latents.npz", lambda partial: savez(partial, arrays))
+        rows = (data.rows("validation") if len(data.rows("validation")) else data.rows("train"))[:32]
+        shown = torch.from_numpy(level.batch(rows)).to(device)
+        chosen = None if classes is None else classes[rows].clamp_min(0).to(device)
+        with torch.no_grad():
+            again = average.decode(average.encode(shown, chosen)[0], chosen)  # type: ignore[operator]
+        pairs = torch.stack([shown, again.clamp(-1.0, 1.0)], dim=1).flatten(0, 1)
+        watch.save_sheet(run / "samples" / "reconstructions.png", pairs.float().cpu().numpy())
+
+
+def savez(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def encode(average: nn.Module, images: Tensor, classes: Tensor | None, group: int = 64) -> Tensor:
+    """Codes (the encoder's means) of images (N, C, *spatial), float32 (N, latent) on the CPU."""
+    device = next(average.parameters()).device
+    codes = []
+    with torch.no_grad():
+        for start in range(0, len(images), group):
+            chosen = None if classes is None else classes[start : start + group].to(device)
+            codes.append(average.encode(images[start : start + group].to(device), chosen)[0].float().cpu())  # type: ignore[operator]
+    return torch.cat(codes)

@@ -1,0 +1,195 @@
+"""How much memory a training run takes, known before it starts: its step is run on tensors without storage and counted."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..preprocess import Grid
+from .objectives import OBJECTIVES
+from .objective import Batch
+from .recipes import Recipe
+
+# Beside the tensors, measured as the peak of whole processes (tests/test_memory.py, docs/log.md): the interpreter with
+# its libraries and their work space; and what an allocator leaves between the tensors.
+PROCESS = {"cpu": 450 * 2**20, "cuda": 1024 * 2**20}
+FRAGMENTS = 1.1
+SMALLEST = 16  # pixels; no smaller grid is proposed
+
+
+@lru_cache(maxsize=256)
+def needed(recipe: Recipe, channels: int, grid: Grid, classes: int, processes: int = 1, device: str = "cpu") -> int:
+    """Bytes that one process of a training takes at its peak.
+
+    Weights and their averages, both moments and the copy that a checkpoint is written from are counted; gradients,
+    activations and penalties are what one step of the objective leaves alive at its worst moment.
+
+    Args:
+        recipe: whole but for its length.
+        channels, grid, classes: of the images.
+        processes: that share each batch.
+        device: type of device, "cpu" or "cuda".
+    """
+    batch = max(1, recipe.batch // processes)
+    with FakeTensorMode(), Counted() as step:
+        objective = OBJECTIVES[recipe.objective](recipe, channels, grid, classes)
+        weights = step.now
+        model = size(objective.get_submodule(objective.model))  # type: ignore[arg-type]
+        images = torch.empty(batch, channels, *grid.shape)
+        numbers = torch.zeros(batch, dtype=torch.int64) if classes else None
+        z, random = torch.empty(batch, recipe.latent), torch.Generator()
+        for _ in range(2):  # the gradients of the first are there in the second
+            one_step(objective, Batch(images, numbers, z, 1.0, max(recipe.augment, 0.1), random), recipe.precision)
+    moments, averages = 2 * weights, 2 * model
+    written = weights + moments + averages  # a checkpoint is made in memory, when no activation lives
+    at_once = max(step.peak, weights + written) + moments + averages
+    return PROCESS[device] + int(FRAGMENTS * at_once)
+
+
+def one_step(objective: nn.Module, batch: Batch, precision: str) -> None:
+    """Forward and backward of each player, as the loop has them move."""
+    networks = {name: objective.get_submodule(name) for name in objective.players}  # type: ignore[union-attr]
+    for name in networks:
+        for other, network in networks.items():
+            network.requires_grad_(other == name or other == objective.model)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss, _ = getattr(objective, f"{name}_loss")(batch)
+        loss.backward()
+        del loss
+
+
+class Counted(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made inside and still alive.
+
+    Attributes:
+        now: bytes alive; peak: the most there were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
+                self._seen.add(storage)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, storage.nbytes())
+        return made
+
+    def _gone(self, count: int) -> None:
+        self.now -= count
+
+
+def size(network: nn.Module) -> int:
+    """Bytes of the weights and buffers."""
+    return sum(value.numel() * value.element_size() for value in (*network.parameters(), *network.buffers()))
+
+
+def available(device: torch.device) -> int:
+    """Bytes that this process may still take, with those it has: the GPU's, or the machine's and the batch system's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    free = [left for left in (machine_memory(), *map(cgroup_left, cgroup_folders())) if left is not None]
+    return min(free, default=2**62) + resident()
+
+
+def resident() -> int:
+    """Bytes of memory this process has now."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not Linux
+        return 0
+
+
+def machine_memory() -> int | None:
+    """Bytes that the machine can give without swapping; elsewhere than on Linux, half of what it has."""
+    try:
+        rows = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(rows["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        names = os.sysconf_names if hasattr(os, "sysconf_names") else {}
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if "SC_PHYS_PAGES" in names else None
+
+
+# (limit, used) of control groups, version 2 and 1.
+CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+
+
+def cgroup_folders(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[Path]:
+    """The control groups whose limits hold for this process: its own and all above."""
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        return []
+    found: list[Path] = []
+    for _, controllers, path in lines:
+        if controllers in ("", "memory"):
+            top = root / controllers
+            inside = top / path.lstrip("/")
+            found += [folder for folder in (inside, *inside.parents) if folder == top or top in folder.parents]
+    return found
+
+
+def cgroup_left(folder: Path) -> int | None:
+    """Bytes left below the limit of one control group, or None without one; cached files count as free."""
+    for limit_name, used_name in CGROUP_FILES:
+        try:
+            limit, used = (folder / limit_name).read_text().strip(), int((folder / used_name).read_text())
+            rows = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        if limit.isdigit() and int(limit) < 2**60:  # "max", or the largest number, is no limit
+            return max(0, int(limit) - used + int(rows.get("total_inactive_file", rows.get("inactive_file", 0))))
+    return None
+
+
+def refuse_if_too_large(
+    recipe: Recipe, channels: int, grid: Grid, classes: int, device: torch.device, processes: int = 1
+) -> None:
+    """Nothing when the run fits.
+
+    Args:
+        processes: that share each batch. On a CPU those of this host (LOCAL_WORLD_SIZE) share its memory too.
+
+    Raises:
+        ValueError: the run needs more than there is; says which --side would fit.
+    """
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
+    free = available(device)
+
+    def total(grid: Grid) -> int:
+        return sharing * needed(recipe, channels, grid, classes, processes, device.type)
+
+    if (wanted := total(grid)) <= free:
+        return
+    smaller = [
+        replace(grid, doublings=grid.doublings - less)
+        for less in range(1, grid.doublings)
+        if grid.side >> less >= SMALLEST
+    ]
+    fitting = next((other.side for other in smaller if total(other) <= free), None)
+    out = f"use --side {fitting}" if fitting else "use --size tiny and a small --side"
+    raise ValueError(
+        f"expected a run that fits into the {gigabytes(free)} of memory free on {device}, found that {' x '.join(map(str, grid.shape))} with the {recipe.generator} pair of width {recipe.width} and batches of {recipe.batch} needs about {gigabytes(wanted)}: {out}, or a machine with more memory"
+    )
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GB"

@@ -1,0 +1,66 @@
+"""What the loop knows of a task: its networks, the order in which they move, and one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..dataset import Dataset, Level
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns from: this process's part of the step's batch.
+
+    Attributes:
+        images: (B, C, *spatial) float32 in [-1, 1].
+        classes: (B,) int64 or None.
+        z: (B, latent).
+        gamma: weight of the penalties; augment: probability of each augmentation.
+        random: the step's own generator, on the CPU.
+        whole: images of the step over all processes; None: B.
+        part: which of them these are.
+        generator_moves: whether G learns in this step too.
+    """
+
+    images: Tensor
+    classes: Tensor | None
+    z: Tensor
+    gamma: float
+    augment: float
+    random: torch.Generator
+    whole: int | None = None
+    part: slice = field(default_factory=lambda: slice(None))
+    generator_moves: bool = True
+
+    def positions(self, sets: int) -> Tensor:
+        """Where the images of `sets` batches, one after the other, lie among those of all processes."""
+        own = torch.arange(self.whole or len(self.images))
+        return torch.cat([own[self.part] + number * len(own) for number in range(sets)])
+
+
+class Objective(nn.Module):
+    """What is trained, made from (recipe, channels, grid, classes); one subclass per task, listed in `OBJECTIVES`.
+
+    It has a method `<player>_loss(batch) -> (loss, what to log of it)` for each of its players.
+
+    Attributes:
+        players: names of its networks in the order in which they move.
+        model: name of the network that is averaged and saved.
+        generator_arguments: of the class in `GENERATORS` that makes that network again.
+    """
+
+    players: Sequence[str]
+    model: str
+    generator_arguments: dict[str, Any]
+
+    def settle(self, average: nn.Module, images: Tensor, classes: Tensor | None) -> None:
+        """Before samples are drawn: what the averaged model still needs from training images; most need nothing."""
+
+    def leave(self, average: nn.Module, data: Dataset, level: Level, run: Path, device: torch.device) -> None:
+        """At the end: files for the run folder besides the model; most leave none."""

@@ -1,0 +1,66 @@
+"""Start a run from another one's weights (`--from`): the strongest help when scans are few."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from .. import model
+from .checkpoint import CHECKPOINT
+from .objective import Objective
+
+LEAST = 0.5  # share of the generator's weights that must fit
+
+
+def model_folder(start: Path) -> Path:
+    """The model folder of a model or run folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for folder in (start, start / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise ValueError(
+        f"expected a model or a run to start from in {start}, found no config.json: give the folder that 'scansmith train' wrote"
+    )
+
+
+def warm_start(objective: Objective, start: Path) -> str:
+    """Copy the weights that fit by name and shape; returns in words what was taken.
+
+    The generator comes from the model folder, the discriminator from the checkpoint of the run that the folder lies in, where
+    there is one: a model alone does not hold it.
+
+    Raises:
+        ValueError: no model there, or one of other networks.
+    """
+    folder = model_folder(start)
+    network = objective.get_submodule(objective.model)
+    share = copy_fitting(network, dict(model.load(folder).generator.state_dict()))
+    if share < LEAST:
+        raise ValueError(
+            f"expected a model whose networks fit this run in {start}, found that {share:.0%} of the weights do: use the same --side, --size and --recipe"
+        )
+    taken = f"started from another model: {share:.0%} of the {objective.model}'s weights"
+    checkpoint = folder.parent / CHECKPOINT
+    if "discriminator" in objective.players and folder.name == "model" and checkpoint.is_file():
+        prefix = "objective.discriminator."
+        with safe_open(checkpoint, framework="pt") as file:
+            stored = {
+                name.removeprefix(prefix): file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118 (safe_open is not a dict)
+                if name.startswith(prefix)
+            }
+        taken += f", {copy_fitting(objective.get_submodule('discriminator'), stored):.0%} of the discriminator's"
+    return taken
+
+
+def copy_fitting(network: nn.Module, stored: dict[str, Tensor]) -> float:
+    """Copy what has the same name and shape; returns the share of the network's values that came."""
+    own = network.state_dict()
+    fitting = {name: value for name, value in stored.items() if name in own and own[name].shape == value.shape}
+    network.load_state_dict(fitting, strict=False)
+    return sum(value.numel() for value in fitting.values()) / max(1, sum(value.numel() for value in own.values()))
