@@ -9,13 +9,17 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image as Picture
+from scipy.ndimage import gaussian_filter
 from test_metrics import blobs
 
 import scansmith
 from scansmith import dataset, formats
 from scansmith.evaluate import compare as comparing
 from scansmith.evaluate import verdict as judging
+from scansmith.evaluate import words
+from scansmith.evaluate.copies import Copies
 from scansmith.evaluate.load import load, open_scans
+from scansmith.evaluate.planes import upright
 from scansmith.evaluate.verdict import choose_sets, compared_size, halves
 from scansmith.image import Image
 from scansmith.metrics import METRICS, Metric, classifier
@@ -483,3 +487,141 @@ def test_of_a_series_with_a_broken_slice_the_others_are_compared(tmp_path):
     images, kept = load(open_scans(tmp_path), (24, 24))
     assert [len(whole), len(images)] == [6, 5] and kept.rows.tolist() == [0, 1, 3, 4, 5]
     np.testing.assert_array_equal(images, whole[[0, 1, 3, 4, 5]])
+
+
+# ------------------------------------------------------------------------------------------------ volumes
+
+UPRIGHT = np.diag([-2.0, -2.0, 3.0, 1.0])  # as `prepare` stores volumes: columns to the left, rows to the back
+
+
+def bodies(count: int, seed: int, shape: tuple[int, int, int] = (16, 20, 24)) -> np.ndarray:
+    """Smooth random volumes (N, 1, D, H, W), int16: no two alike, all of one kind, and no axis like another."""
+    noise = np.random.default_rng(seed).normal(size=(count, 1, *shape))
+    smooth = gaussian_filter(noise, (0, 0, 1.5, 2.0, 2.5))
+    return np.rint(np.tanh(1.2 * smooth / smooth.std()) * 400).astype(np.int16)
+
+
+def dataset_of_volumes(root: Path, train: np.ndarray, holdout: np.ndarray) -> Path:
+    volumes = np.concatenate([train, holdout])
+    count = len(volumes)
+    columns = {
+        "case": [f"c{i}" for i in range(count)],
+        "patient": [f"p{i}" for i in range(count)],
+        "split": ["train"] * len(train) + ["holdout"] * len(holdout),
+        "low": [-400.0] * count,
+        "high": [400.0] * count,
+        "units": ["a.u."] * count,
+        "affine": [UPRIGHT] * count,
+    }
+    info = {"modality": "MR", "labels": [], "split_level": "patient"}
+    dataset.write(root, info, columns, volumes, volumes.dtype, volumes.shape[1:])
+    return root
+
+
+def files_of_volumes(root: Path, volumes: np.ndarray, format: str = "nifti", turned: bool = False) -> Path:
+    """A folder of synthetic volumes; `turned`: voxels in another order, with the affine that says so."""
+    files = []
+    for number, volume in enumerate(volumes):
+        voxels, affine = volume.transpose(0, 3, 2, 1), UPRIGHT
+        if turned:  # (rows, slices upside down, columns)
+            voxels, order = voxels.transpose(0, 2, 3, 1)[:, :, ::-1], np.eye(4)[:, [1, 2, 0, 3]]
+            order[2, 1], order[2, 3] = -1, voxels.shape[2] - 1
+            affine = UPRIGHT @ order
+        image = Image(np.ascontiguousarray(voxels), affine, "MR")
+        formats.write(image, root / f"{number:03d}", format, formats.Marking("test", "0", 0, number))
+        files.append({"file": f"{number:03d}" + (".nii.gz" if format == "nifti" else "")})
+    window = {"low": -400.0, "high": 400.0, "units": "a.u."}
+    formats.write_manifest(
+        root, {"model": "ab12", "intensity": window, "size": list(volumes.shape[2:]), "files": files}
+    )
+    return root
+
+
+@pytest.mark.parametrize(("format", "turned"), [("nifti", False), ("nifti", True), ("dicom", False)])
+def test_volumes_of_files_and_of_a_dataset_are_the_same_images_whatever_their_orientation(tmp_path, format, turned):
+    volumes = bodies(3, 0)
+    dataset_of_volumes(tmp_path / "d", volumes[:2], volumes[2:])
+    files_of_volumes(tmp_path / "f", volumes, format, turned)
+    files, rows = (open_scans(tmp_path / name, volumes=True) for name in ("f", "d"))
+    assert len(files) == 3 and files.size == rows.size == (16, 20, 24)
+    (from_files, _), (from_rows, _) = load(files, (16, 20, 24)), load(rows, (16, 20, 24))
+    assert from_rows.shape == (3, 3, 24, 24)
+    np.testing.assert_array_equal(from_files, from_rows)
+
+
+def test_the_channels_are_the_central_axial_coronal_and_sagittal_slice_with_the_head_at_the_top(tmp_path):
+    volume = bodies(1, 0, (16, 16, 16))
+    dataset_of_volumes(tmp_path / "d", volume, volume)
+    images, _ = load(open_scans(tmp_path / "d", volumes=True), (16, 16, 16))
+    axial, coronal, sagittal = images[0] * 400
+    np.testing.assert_allclose(axial, volume[0, 0, 8], atol=0.01)
+    np.testing.assert_allclose(coronal, volume[0, 0, ::-1, 8], atol=0.01)
+    np.testing.assert_allclose(sagittal, volume[0, 0, ::-1, :, 8], atol=0.01)
+
+
+def test_volumes_of_unknown_place_stay_as_they_lie():
+    volume = bodies(1, 0)[0]
+    np.testing.assert_array_equal(upright(volume, np.full((4, 4), np.nan)), volume)
+    np.testing.assert_array_equal(upright(volume, np.diag([1.0, 1.0, 1.0, 1.0])), volume[:, :, ::-1, ::-1])
+
+
+def test_equal_volumes_are_equally_good_and_fresh_ones_pass_and_the_words_say_what_was_compared(tmp_path):
+    volumes = bodies(72, 0)
+    real = dataset_of_volumes(tmp_path / "d", volumes[:32], volumes[32:52])
+    fresh = scansmith.evaluate(real, files_of_volumes(tmp_path / "f", volumes[52:]), tmp_path / "a", draws=3)
+    assert "ALARM" not in verdict(fresh) and fresh["metrics"]["near_copies"]["value"] == 0
+    for name in ("random_conv_frechet", "radiomics_frechet", "coverage"):
+        assert 0.6 < fresh["metrics"][name]["ratio"] < 1.5, name
+    assert fresh["compared"] == "three central slices of each volume" and fresh["size"] == [16, 20, 24]
+    assert "three central slices of each volume" in verdict(fresh) and fresh["channels"] == 1
+    assert any("what lies beside them was not looked at" in sentence for sentence in fresh["not_checked"])
+    identical = dataset_of_volumes(tmp_path / "same", volumes[:32], volumes[:20])
+    same = scansmith.evaluate(identical, files_of_volumes(tmp_path / "g", volumes[:20]), tmp_path / "b", draws=2)
+    assert same["metrics"]["precision"]["value"] > 0.9 and same["metrics"]["coverage"]["value"] > 0.9
+    assert same["metrics"]["nearest_training_median"]["value"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_mirrored_and_turned_copies_of_training_volumes_are_found(tmp_path):
+    volumes = bodies(60, 0, (16, 20, 25))  # 25: the middle of the mirror image is the middle
+    real = dataset_of_volumes(tmp_path / "d", volumes[:24], volumes[24:44])
+    copied = np.concatenate([volumes[:4, ..., ::-1], volumes[4:8], volumes[44:]])
+    result = scansmith.evaluate(real, files_of_volumes(tmp_path / "f", copied, turned=True), tmp_path / "o", draws=2)
+    assert result["verdict"][0].startswith("ALARM, memorising: 8 of 24")
+    assert sorted((p["fake"], p["train"]) for p in result["nearest"])[:8] == [(i, i) for i in range(8)]
+    with Picture.open(tmp_path / "o" / "nearest.png") as picture:
+        assert picture.width > 3 * 288  # axial, coronal and sagittal side by side
+
+
+def test_shuffled_slices_are_seen_though_each_slice_is_real(tmp_path):
+    volumes = bodies(64, 0)
+    real = dataset_of_volumes(tmp_path / "d", volumes[:24], volumes[24:44])
+    shuffled = volumes[44:, :, np.random.default_rng(0).permutation(16)]
+    result = scansmith.evaluate(real, files_of_volumes(tmp_path / "f", shuffled), tmp_path / "o", draws=3)
+    assert "ALARM, tell-tale" in verdict(result) and result["metrics"]["radiomics_frechet"]["ratio"] > 5
+
+
+def test_volumes_and_pictures_are_not_compared(tmp_path):
+    volumes, flat = bodies(6, 0), grey(blobs(6, 0))
+    real, fakes = dataset_of_volumes(tmp_path / "d", volumes[:4], volumes[4:]), pictures(tmp_path / "p", flat)
+    with pytest.raises(ValueError, match=r"expected volumes in .*p, as on the other side, found 2-D images"):
+        scansmith.evaluate(real, fakes, tmp_path / "o")
+    with pytest.raises(
+        ValueError, match=r"expected volumes in .*e, .* found 2-D images: prepare with .*dimensions.: 3"
+    ):
+        scansmith.evaluate(real, prepared(tmp_path / "e", flat[:4], flat[4:]), tmp_path / "o")
+
+
+@pytest.mark.parametrize(
+    ("hits", "count", "alarm"),
+    [(4, 20, False), (11, 20, False), (12, 20, True), (10, 10, True), (20, 200, False), (21, 200, True)],
+)
+def test_a_few_repeats_in_a_small_set_are_no_alarm_but_a_repeated_set_is(hits, count, alarm):
+    assert (words.collapse({}, (hits, count)) is not None) == alarm
+
+
+def test_one_near_copy_among_few_is_no_alarm_when_few_held_out_scans_calibrate_the_search():
+    """A fresh scan is nearer to a training scan than all of n held-out ones in 1 of n + 1."""
+    ratios, above = np.full(10, 0.9), np.arange(10) < 1
+    few = Copies(np.full(10, 0.5), np.full(11, 0.5), 0.5, above, above, ratios, np.full(11, 0.9))
+    many = Copies(np.full(10, 0.5), np.full(200, 0.5), 0.5, above, above, ratios, np.full(200, 0.9))
+    assert not few.alarm and many.alarm

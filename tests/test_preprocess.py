@@ -158,7 +158,7 @@ def test_the_grid_of_volumes_never_squashes_and_pads_little(target):
     for _ in range(60):
         size = [int(side) for side in 40 * 2 ** random.uniform(0, 1.2, 3) * 2 ** random.uniform(0, 1)]
         grid = Grid.choose(size, target)
-        assert len(grid.base) == 3 and 3 <= min(grid.base) and max(grid.base) <= 7
+        assert len(grid.base) == 3 and min(grid.base) >= 3 and max(grid.base) <= 7
         assert 0.5 <= grid.side / target <= 2.0 and all(part <= whole for part, whole in zip(grid.box, grid.shape))
         scales = [math.log(part / side) for part, side in zip(grid.box, size)]
         assert max(scales) - min(scales) <= 1.01 / min(grid.box) + 1.01 / sorted(grid.box)[1]  # the rounding alone

@@ -188,7 +188,7 @@ def test_nibabel_reads_the_spacing_and_orientation_of_prepared_training_volumes(
 
     affine = nibabel.affines.from_matvec(np.array([[0.0, 0.0, 1.2], [1.6, 0.0, 0.0], [0.0, -1.4, 0.0]]), [5, 6, 7])
     (tmp_path / "scans").mkdir()
-    for number in range(6):
+    for number in range(8):
         voxels = np.random.default_rng(number).integers(0, 900, (20, 18, 24)).astype(np.int16)
         nibabel.Nifti1Image(voxels, affine).to_filename(tmp_path / "scans" / f"{number}.nii.gz")
     scansmith.prepare(tmp_path / "scans", tmp_path / "d", modality="MR", plan='{"dimensions": 3, "crop": "none"}')
@@ -237,9 +237,9 @@ def test_running_again_takes_the_series_of_the_last_run_away_but_no_file_of_othe
 
 def test_formats_that_cannot_hold_volumes_are_refused_before_anything_is_written(tmp_path):
     make_model_of_volumes(tmp_path / "m", spacing=None, source_format="dicom", orientation=None)
-    with pytest.raises(ValueError, match="'nifti' or 'dicom' for a model of volumes, got 'png'.*leave --format out"):
+    with pytest.raises(ValueError, match=r"'nifti' or 'dicom' for a model of volumes, got 'png'.*leave --format out"):
         synthesize(tmp_path / "m", tmp_path / "o", count=1, format="png")
-    with pytest.raises(ValueError, match="voxel size .* leave --format out"):
+    with pytest.raises(ValueError, match=r"voxel size .* leave --format out"):
         synthesize(tmp_path / "m", tmp_path / "o", count=1, format="dicom")
     assert not (tmp_path / "o").exists()
     assert synthesize(tmp_path / "m", tmp_path / "o", count=1)["format"] == "nifti"

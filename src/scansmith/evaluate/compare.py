@@ -9,20 +9,31 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..metrics import METRICS, Metric
+from ..metrics import METRICS, Metric, radiomics
 from ..runtime import derive_seed
 
 # Encoder -> side ("real", "fake", "others") -> features (N, d).
 Features = dict[Callable[..., np.ndarray], dict[str, np.ndarray]]
 
 
-def encode(reference: np.ndarray, others: np.ndarray, fake: np.ndarray, device: torch.device) -> Features:
-    """Features of all images (N, C, H, W), once for each encoder that `METRICS` names; a side without images is left out."""
+def encode(
+    reference: np.ndarray, others: np.ndarray, fake: np.ndarray, device: torch.device, planes: int = 1
+) -> Features:
+    """Features of all images (N, planes * C, H, W), once for each encoder of `METRICS`; a side without images is left out."""
     sets = {"real": reference, "fake": fake, "others": others}
     return {
-        encoder: {side: encoder(images, device=device) for side, images in sets.items() if len(images)}
+        encoder: {side: of_planes(encoder, images, planes, device) for side, images in sets.items() if len(images)}
         for encoder in dict.fromkeys(metric.encode for metric in METRICS.values())
     }
+
+
+def of_planes(encoder: Callable[..., np.ndarray], images: np.ndarray, planes: int, device: torch.device) -> np.ndarray:
+    """Features (N, d); radiomics, which average channels first, are those of each plane, averaged afterwards."""
+    if planes == 1 or encoder is not radiomics.features:
+        return encoder(images, device=device)
+    count, channels, height, width = images.shape
+    apart = images.reshape(count * planes, channels // planes, height, width)
+    return encoder(apart, device=device).reshape(count, planes, -1).mean(axis=1)
 
 
 def compare(

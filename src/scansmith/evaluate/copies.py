@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,11 @@ class Copies:
 
     @property
     def alarm(self) -> bool:
-        """More than 1 in 100 are copies (95 % confidence), or half of all are much nearer to training than real ones are."""
-        few = wilson(int(self.copied.sum()), len(self.copied))[0] > 0.01
+        """More than 1 in 100 are copies (95 % confidence), or half of all are much nearer to training than real ones are.
+
+        Of few held-out images n the rule is only as sharp as the nearest of them: a fresh one exceeds it in 1 of n + 1.
+        """
+        few = wilson(int(self.copied.sum()), len(self.copied))[0] > max(0.01, 1.0 / (len(self.real) + 1))
         drawn = len(self.real_ratio) > 0 and np.median(self.fake_ratio) < HALF_AS_FAR * np.median(self.real_ratio)
         return bool(few or drawn)
 
@@ -58,6 +62,7 @@ def search(
     reference: np.ndarray,
     groups: np.ndarray,
     device: torch.device,
+    unmirrored: int = 0,
 ) -> Copies:
     """Judge synthetic images by two rules calibrated on held-out ones, which cannot be copies.
 
@@ -71,10 +76,11 @@ def search(
         fake_images, reference: (N, C, H, W) and (M, C, H, W), the images themselves.
         groups: (M,) patient of each held-out image.
         device: where it runs.
+        unmirrored: see `nearest`.
     """
     threshold = float(np.percentile(real.similarity, 99))
-    to_held_out = nearest(fake_images, reference, device).similarity
-    among = nearest(reference, reference, device, groups=groups).similarity
+    to_held_out = nearest(fake_images, reference, device, unmirrored=unmirrored).similarity
+    among = nearest(reference, reference, device, groups=groups, unmirrored=unmirrored).similarity
     usable = among > -1.0
     fake_ratio = (1.0 - fake.similarity) / np.maximum(1.0 - to_held_out, 1e-6)
     real_ratio = ((1.0 - real.similarity) / np.maximum(1.0 - among, 1e-6))[usable]
@@ -88,15 +94,20 @@ def search(
 
 
 def nearest_in_parts(
-    sets: list[np.ndarray], part: np.ndarray, offset: int, found: list[Nearest] | None, device: torch.device
+    sets: list[np.ndarray],
+    part: np.ndarray,
+    offset: int,
+    found: list[Nearest] | None,
+    device: torch.device,
+    unmirrored: int = 0,
 ) -> list[Nearest]:
     """Go on with the search of each set for its nearest training images: `part` holds those from row `offset` on."""
-    here = [nearest(images, part, device) for images in sets]
+    here = [nearest(images, part, device, unmirrored=unmirrored) for images in sets]
     return here if found is None else [join(earlier, now, offset) for earlier, now in zip(found, here)]
 
 
 def repeats(
-    fake: np.ndarray, real: np.ndarray, groups: np.ndarray, seed: int, device: torch.device
+    fake: np.ndarray, real: np.ndarray, groups: np.ndarray, seed: int, device: torch.device, unmirrored: int = 0
 ) -> tuple[int, int] | None:
     """How many synthetic images resemble another one more than 99 % of equally many real ones resemble one of another patient.
 
@@ -108,11 +119,12 @@ def repeats(
         return None
     rng = np.random.default_rng(derive_seed(seed, "repeats"))
     real_rows, fake_rows = (rng.choice(len(images), count, replace=False) for images in (real, fake))
-    among_real = nearest(real[real_rows], real[real_rows], device, groups=groups[real_rows]).similarity
+    look = partial(nearest, device=device, unmirrored=unmirrored)
+    among_real = look(real[real_rows], real[real_rows], groups=groups[real_rows]).similarity
     among_real = among_real[among_real > -1.0]
     if len(among_real) < 10:
         return None
-    among_fake = nearest(fake[fake_rows], fake[fake_rows], device, groups=np.arange(count)).similarity
+    among_fake = look(fake[fake_rows], fake[fake_rows], groups=np.arange(count)).similarity
     # Constant images have similarity 0 to everything, so they are counted apart.
     flat = np.ptp(fake[fake_rows].reshape(count, -1), axis=1) < 1e-3
     return int(((among_fake > np.percentile(among_real, 99)) | flat).sum()), count

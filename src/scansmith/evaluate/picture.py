@@ -12,11 +12,16 @@ from PIL import ImageDraw, ImageFont
 SHOWN, CAPTION, GAP = 144, 20, 8
 
 
-def align(image: np.ndarray, mirrored: bool, shift: tuple[int, int], reduced: int) -> np.ndarray:
-    """(C, H, W) training image, mirrored and moved as its comparison found best; `shift` counts in pixels of `reduced` a side."""
+def align(image: np.ndarray, mirrored: bool, shift: tuple[int, int], reduced: int, unmirrored: int = 0) -> np.ndarray:
+    """(C, H, W) training image, mirrored and moved as its comparison found best; `shift` counts in pixels of `reduced` a side.
+
+    The last `unmirrored` channels are not mirrored: central sagittal slices.
+    """
     scale = max(1.0, max(image.shape[-2:]) / reduced)
     rows, columns = (round(step * scale) for step in shift)
-    image = image[..., ::-1] if mirrored else image
+    if mirrored:
+        turned = len(image) - unmirrored
+        image = np.concatenate([image[:turned, :, ::-1], image[turned:]])
     padded = np.pad(image, ((0, 0), (abs(rows),) * 2, (abs(columns),) * 2), mode="edge")
     height, width = image.shape[-2:]
     return padded[
@@ -25,16 +30,18 @@ def align(image: np.ndarray, mirrored: bool, shift: tuple[int, int], reduced: in
 
 
 def draw_pairs(path: Path, pairs: list[tuple[np.ndarray, np.ndarray, str, str, float]]) -> None:
-    """Two columns of rows: synthetic | nearest training image | difference, which has its own scale.
+    """Two columns of rows (of volumes one): synthetic | nearest training image | difference, which has its own scale.
 
     Args:
         path: PNG to write.
         pairs: (synthetic (C, H, W), training (C, H, W), name of either, similarity), images in [-1, 1].
     """
-    columns = 2 if len(pairs) > 1 else 1
-    rows = -(-len(pairs) // columns)
     height, width = pairs[0][0].shape[-2:]
-    height, width = round(height * SHOWN / max(height, width)), round(width * SHOWN / max(height, width))
+    wide = width > 2 * height  # the three slices of a volume, side by side
+    columns = 2 if len(pairs) > 1 and not wide else 1
+    rows = -(-len(pairs) // columns)
+    longest = 2 * SHOWN if wide else SHOWN
+    height, width = round(height * longest / max(height, width)), round(width * longest / max(height, width))
     row_height, column_width = height + CAPTION + GAP, 3 * (width + GAP) + 3 * GAP
     sheet = Picture.new("RGB", (column_width * columns - 3 * GAP, row_height * rows), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
@@ -50,7 +57,7 @@ def draw_pairs(path: Path, pairs: list[tuple[np.ndarray, np.ndarray, str, str, f
             x = left + place * (width + GAP)
             pen.text((x, top + 2), caption, fill="#333333", font=font)
             shown = Picture.fromarray(image).resize(
-                (width, height), Picture.Resampling.NEAREST if max(image.shape) < SHOWN else Picture.Resampling.BOX
+                (width, height), Picture.Resampling.NEAREST if max(image.shape) < longest else Picture.Resampling.BOX
             )
             sheet.paste(shown, (x, top + CAPTION))
             pen.rectangle((x, top + CAPTION, x + width - 1, top + CAPTION + height - 1), outline="#cccccc")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from ..metrics.nearest import EXTRACTOR, SIZE, Nearest
 from ..runtime import Progress, choose_device, derive_seed, write_atomic, write_json
 from . import copies, words
 from .compare import compare, encode
-from .load import Scans, load, open_scans
+from .load import Scans, holds_volumes, load, open_scans
+from .planes import COMPARED, PLANES, side_by_side
 
 # Longest side compared, most scans of a set in memory and their bytes, most training scans searched for copies.
 LONGEST, MOST, MEMORY, SEARCHED, PART = 256, 2000, 2**28, 20_000, 2048
+LONGEST_VOLUME = 128
 CLASSIFIED = 1000
 # Most pixels of a set that the encoders see: 2000 scans of 64 pixels, 256 of 256; more would take minutes on a CPU.
 ENCODED = 2**24
@@ -55,7 +58,10 @@ def evaluate(
     device = choose_device(device_name)
     sets = choose_sets(real, fake, train, seed)
     size = compared_size(sets.fake.size)
-    most = min(MOST, max(16, MEMORY // (4 * sets.fake.channels * size[0] * size[1])))
+    volumes = sets.fake.volumes
+    planes, unmirrored = (PLANES, sets.fake.channels) if volumes else (1, 0)
+    shown = (max(size), max(size)) if volumes else size
+    most = min(MOST, max(16, MEMORY // (4 * planes * sets.fake.channels * shown[0] * shown[1])))
     with Progress("evaluating", 5, "steps") as progress:
         reference, reference_scans = loaded(sets.reference.sample(most, seed, "real"), size, "real", False)
         rounded = sets.reference.whole
@@ -64,7 +70,7 @@ def evaluate(
         progress.update(1, "scans read")
         pixels = int(np.prod(fakes.shape[1:]))
         seen = [at_random(images, max(16, ENCODED // pixels), seed) for images in (reference, others, fakes)]
-        features = encode(seen[0], seen[1], seen[2], device)
+        features = encode(seen[0], seen[1], seen[2], device, planes)
         entries, reasons, count = compare(features, draws, limit, seed)
         held_out = {"holdout": "your held-out scans", "validation": "your validation scans"}.get(
             sets.split, "your real scans"
@@ -74,7 +80,7 @@ def evaluate(
         progress.update(2, "distances done")
         judged = classify(reference, others, fakes, seed, device, entries, reasons)
         progress.update(3, judged)
-        repeated = copies.repeats(fakes, others, other_scans.groups, seed, device)
+        repeated = copies.repeats(fakes, others, other_scans.groups, seed, device, unmirrored)
         add_repeats(repeated, entries, reasons)
         found, pairs = search_copies(
             sets, size, reference, reference_scans, fakes, fake_scans, seed, device, entries, reasons, out
@@ -97,13 +103,16 @@ def evaluate(
         "fake": {"count": len(sets.fake), "model": sets.fake.model},
         "size": list(size),
         "channels": sets.fake.channels,
+        "compared": COMPARED if volumes else "whole images",
         "compared_per_draw": count,
         "draws": draws,
         "metrics": entries,
         "not_computed": reasons,
         "nearest": pairs,
         "nearest_picture": "nearest.png" if pairs else None,
-        "verdict": words.verdict(entries, found, reasons.get("near_copies", ""), repeated, drifted, count),
+        "verdict": words.verdict(
+            entries, found, reasons.get("near_copies", ""), repeated, drifted, count, COMPARED if volumes else None
+        ),
         "not_checked": words.not_checked(
             size,
             sets.fake.size,
@@ -124,16 +133,17 @@ def choose_sets(real: Path, fake: Path, train: Path | None, seed: int) -> Sets:
     Raises:
         ValueError: a folder holds no scans, or too few, or the channels differ.
     """
-    synthetic = open_scans(fake)
+    listed = partial(open_scans, volumes=holds_volumes(real, fake, train))
+    synthetic = listed(fake)
     prepared = (real / "dataset.json").is_file()
-    learned = open_scans(train, "train") if train is not None else open_scans(real, "train") if prepared else None
+    learned = listed(train, "train") if train is not None else listed(real, "train") if prepared else None
     learned = learned if learned is None or len(learned) else None
-    reference, split = open_scans(real, "holdout" if prepared else None), "holdout"
+    reference, split = listed(real, "holdout" if prepared else None), "holdout"
     if len(reference) == 0:
-        reference, split = open_scans(real, "validation"), "validation"
+        reference, split = listed(real, "validation"), "validation"
     if len(reference) == 0:
         learned_from = train is None or train.resolve() == real.resolve()
-        reference, split = open_scans(real), "train" if learned_from else "holdout"
+        reference, split = listed(real), "train" if learned_from else "holdout"
     if learned is None:
         split = "half"
     reference, others = halves(reference, seed) if learned is None or split == "train" else (reference, learned)
@@ -178,14 +188,14 @@ def halves(scans: Scans, seed: int) -> tuple[Scans, Scans]:
     return scans.part(np.flatnonzero(inside)), scans.part(np.flatnonzero(~inside))
 
 
-def compared_size(size: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) at which everything is compared: the synthetic scans' own, between 16 and 256 pixels a side."""
-    scale = min(1.0, LONGEST / max(size))
+def compared_size(size: tuple[int, ...]) -> tuple[int, ...]:
+    """(H, W) or (D, H, W) at which everything is compared: the synthetic scans' own, 16 to 256 pixels or 128 voxels a side."""
+    scale = min(1.0, (LONGEST if len(size) == 2 else LONGEST_VOLUME) / max(size))
     scale = max(scale, 16.0 / min(size))
-    return max(16, round(size[0] * scale)), max(16, round(size[1] * scale))
+    return tuple(max(16, round(side * scale)) for side in size)
 
 
-def loaded(scans: Scans, size: tuple[int, int], kind: str, rounded: bool) -> tuple[np.ndarray, Scans]:
+def loaded(scans: Scans, size: tuple[int, ...], kind: str, rounded: bool) -> tuple[np.ndarray, Scans]:
     """`load`, which must give at least one image.
 
     Raises:
@@ -258,7 +268,7 @@ def add_repeats(repeated: tuple[int, int] | None, entries: words.Entries, reason
 
 def search_copies(
     sets: Sets,
-    size: tuple[int, int],
+    size: tuple[int, ...],
     reference: np.ndarray,
     reference_scans: Scans,
     fakes: np.ndarray,
@@ -277,6 +287,7 @@ def search_copies(
         reasons["near_copies"] = "no training scans were given (--train names them)"
         (out / "nearest.png").unlink(missing_ok=True)
         return None, []
+    unmirrored = sets.fake.channels if sets.fake.volumes else 0
     searching = [fakes] if sets.split == "train" else [fakes, reference]
     train = sets.train.sample(SEARCHED, seed, "train")
     found: list[Nearest] | None = None
@@ -284,7 +295,7 @@ def search_copies(
     for start in range(0, len(train), PART):
         images, kept = load(train.part(np.arange(start, min(start + PART, len(train)))), size)
         if len(images):
-            found = copies.nearest_in_parts(searching, images, sum(map(len, searched)), found, device)
+            found = copies.nearest_in_parts(searching, images, sum(map(len, searched)), found, device, unmirrored)
             searched.append(kept)
     if found is None:
         reasons["near_copies"] = "no training scan can be read"
@@ -295,7 +306,7 @@ def search_copies(
             "the dataset holds nothing out that would show how near is too near; look at the closest pairs"
         )
     else:
-        judged = copies.search(found[0], found[1], fakes, reference, reference_scans.groups, device)
+        judged = copies.search(found[0], found[1], fakes, reference, reference_scans.groups, device, unmirrored)
         added = copies.entries(judged, seed)
         words.copy_words(added, judged, sum(map(len, searched)))
         entries.update(added)
@@ -323,21 +334,24 @@ def draw_closest(
     fake_scans: Scans,
     train: Scans,
     train_rows: np.ndarray,
-    size: tuple[int, int],
+    size: tuple[int, ...],
 ) -> None:
     """Write nearest.png; the training images are read once more, as the search keeps none."""
     from .picture import align, draw_pairs
 
+    volumes = train.volumes
     pairs = []
     for position, row in zip(positions, train_rows):
         image, _ = load(train.part(np.flatnonzero(train.rows == row)), size)
         rows, columns = (int(step) for step in found.shift[position])
-        aligned = align(image[0], bool(found.mirrored[position]), (rows, columns), SIZE)
+        aligned = align(
+            image[0], bool(found.mirrored[position]), (rows, columns), SIZE, train.channels if volumes else 0
+        )
         moved = ", mirrored" if found.mirrored[position] else ""
         pairs.append(
             (
-                fakes[position],
-                aligned,
+                side_by_side(fakes[position]) if volumes else fakes[position],
+                side_by_side(aligned) if volumes else aligned,
                 str(fake_scans.rows[position]),
                 f"{row}{moved}",
                 float(found.similarity[position]),

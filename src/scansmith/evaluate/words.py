@@ -9,10 +9,14 @@ import numpy as np
 from ..metrics import Metric
 from ..metrics.classifier import Verdict
 from .copies import Copies
+from .planes import COMPARED
 
 Entries = dict[str, dict[str, Any]]
 # Beyond this multiple of the floor grey values, noise or texture give synthetic scans away.
 TELL_TALE = 4.0
+# So many images above the most alike of equally many real ones happen by chance once in about fifty small sets: pairs
+# come as two images, and of fresh pairs each further one beats all real pairs half as often.
+FEW_REPEATS = 11
 
 
 def percent(share: float) -> str:
@@ -116,7 +120,7 @@ def collapse(entries: Entries, repeated: tuple[int, int] | None) -> str | None:
             reasons.append(
                 f"they {what} {percent(entry['value'])} of the real variety where real scans {what} {percent(entry['floor'])}"
             )
-    if repeated is not None and repeated[0] > 0.1 * repeated[1]:
+    if repeated is not None and repeated[0] > max(0.1 * repeated[1], min(FEW_REPEATS, repeated[1] - 1)):
         reasons.append(
             f"{repeated[0]:,} of {repeated[1]:,} synthetic images resemble another one more than real images of different patients resemble each other"
         )
@@ -139,8 +143,9 @@ def verdict(
     repeated: tuple[int, int] | None,
     drifted: list[str],
     count: int,
+    compared: str | None = None,
 ) -> list[str]:
-    """The sentences of the verdict, alarms first."""
+    """The sentences of the verdict, alarms first; `compared` says what of a scan, None is all of it."""
     memory = memorising(copies, unjudged)
     alarms = [
         sentence
@@ -150,6 +155,8 @@ def verdict(
     order = ("classifier", "random_conv_frechet", "radiomics_frechet", "recall", "precision")
     found = [entries[name]["words"] for name in order if name in entries]
     sentences = alarms + found + ([memory] if memory not in alarms else [])
+    if compared:
+        sentences.append(f"Compared were {compared}: an image here is these.")
     if count < 50:
         sentences.append(
             f"Only {is_are(count, 'image')} compared with equally many at a time: the numbers are rough, and small differences cannot be seen."
@@ -158,8 +165,8 @@ def verdict(
 
 
 def not_checked(
-    size: tuple[int, int],
-    native: tuple[int, int],
+    size: tuple[int, ...],
+    native: tuple[int, ...],
     correlated: bool,
     split: str,
     split_level: str,
@@ -193,7 +200,11 @@ def not_checked(
         )
     if size != native:
         sentences.append(
-            f"Fine detail: scans of {native[0]} x {native[1]} pixels were compared at {size[0]} x {size[1]}."
+            f"Fine detail: scans of {' x '.join(map(str, native))} {'pixels' if len(size) == 2 else 'voxels'} were compared at {' x '.join(map(str, size))}."
+        )
+    if len(size) == 3:
+        sentences.append(
+            f"Whole volumes: only {COMPARED} (axial, coronal, sagittal) were compared, each stretched to a square; what lies beside them was not looked at."
         )
     if correlated:
         sentences.append(
