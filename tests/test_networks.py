@@ -182,7 +182,7 @@ def test_resampling_of_the_residual_pair_keeps_a_constant_and_interpolates():
     z[0, 0] = 1.0
     with torch.no_grad():
         generator.start.weight.zero_()[0, 0] = 1.0
-        generator.basis[0] = torch.arange(4.0)[None]
+        generator.basis[0] = torch.arange(4.0).repeat(4)
         row = generator(z)[0, 0, 2]
     torch.testing.assert_close(row[:7], torch.arange(7) / 2.0)
 
@@ -235,6 +235,14 @@ def test_dense_has_one_hidden_layer_and_ends_in_sigmoids():
         scores = critic(100.0 * images)
     assert -1.0 <= float(images.min()) < -0.9 and 0.9 < float(images.max()) <= 1.0
     assert float(scores.min()) >= 0.0 and float(scores.max()) <= 1.0
+
+
+@pytest.mark.parametrize("family", [GENERATORS, DISCRIMINATORS])
+@pytest.mark.parametrize("base", [(4, 4), (4, 4, 4)])
+def test_networks_can_be_laid_out_channels_last(family, base):
+    for network in family.values():
+        moved = network(**arguments(base, 2, 1, 2)).to(memory_format=CHANNELS_LAST[len(base)])
+        assert {value.dim() for value in moved.state_dict().values()} <= {0, 1, 2, len(base) + 2}
 
 
 def test_the_layout_of_images_and_volumes_is_seen():

@@ -16,7 +16,7 @@ from PIL import Image as Picture
 
 from scansmith import dataset, formats, model
 from scansmith.image import Image
-from scansmith.report import figures, folder, page, report, words
+from scansmith.report import figures, film, folder, page, report, words
 
 MODEL = "0123456789abcdef"
 
@@ -541,6 +541,101 @@ def test_the_page_stays_small_for_large_noisy_images(tmp_path):
         out / "nearest.png"
     )
     assert report(out)["bytes"] < 5e6
+
+
+# ------------------------------------------------------------------------------------------------ film and acts
+
+
+def save_sheets(folder: Path, sheets: list[np.ndarray]) -> list[Path]:
+    """One PNG for each, named by images seen: 1,000, 2,000, ..."""
+    folder.mkdir(parents=True)
+    paths = [folder / f"{1000 * (i + 1):09d}.png" for i in range(len(sheets))]
+    for path, sheet in zip(paths, sheets, strict=True):
+        Picture.fromarray(sheet).save(path)
+    return paths
+
+
+def test_the_film_shows_every_sheet_in_order_with_its_images_seen_and_is_marked(tmp_path):
+    paths = save_sheets(tmp_path / "s", [np.full((528, 528), value, np.uint8) for value in (40, 120, 200)])
+    made = film.film(paths)
+    moving, still = opened(made["moving"]), opened(made["still"])
+    assert (made["frames"], made["first"], made["last"]) == (3, 1000, 3000) and moving.n_frames == 3
+    shown, strips = [], []
+    for number in range(3):
+        moving.seek(number)
+        grey = np.asarray(moving.convert("L"), int)
+        shown.append(round(grey[:528].mean()))
+        strips.append(grey[528:, :260])
+    assert np.abs(np.array(shown) - (40, 120, 200)).max() < 4
+    assert all(strip.max() > 200 and strip.min() < 60 for strip in strips)  # letters
+    assert np.abs(strips[0] - strips[1]).max() > 60  # which say other numbers
+    assert abs(np.asarray(still.convert("L"), int)[:528].mean() - 200) < 4 and getattr(still, "n_frames", 1) == 1
+    assert all("SyntheticData=YES" in picture.getexif()[0x010E] for picture in (moving, still))
+
+
+def test_a_film_of_noise_is_made_smaller_until_it_fits(tmp_path):
+    random = np.random.default_rng(0)
+    paths = save_sheets(tmp_path / "s", list(random.integers(0, 256, (12, 528, 528), np.uint8)))
+    made = film.film(paths)
+    assert len(made["moving"]) <= film.MOST_BYTES and made["frames"] == 12
+
+
+def test_large_images_are_shown_fewer_and_small_ones_larger(tmp_path):
+    for size, columns in ((256, 4), (32, 8)):
+        side = 8 * (size + 2)
+        tiles = np.tile(np.repeat(np.arange(8, dtype=np.uint8) * 30, size + 2), (side, 1))
+        (path,) = save_sheets(tmp_path / str(size), [tiles])
+        picture = np.asarray(film.frame(path, 10, 20))
+        assert picture.shape == (film.WIDEST + film.STRIP, film.WIDEST)
+        assert picture[0].max() == 30 * (columns - 1)
+
+
+def test_long_trainings_are_thinned_and_one_sheet_is_no_film(tmp_path):
+    assert film.spaced(100, 36)[0] == 0 and film.spaced(100, 36)[-1] == 99 and len(film.spaced(100, 36)) == 36
+    paths = save_sheets(tmp_path / "s", [np.zeros((16, 16), np.uint8)])
+    (tmp_path / "s" / "broken.png").write_bytes(b"no picture")
+    assert film.film(paths) is None and film.film([*paths, tmp_path / "s" / "broken.png"]) is None
+    assert film.film([]) is None
+
+
+def test_a_film_stands_still_for_print_and_for_readers_who_want_less_motion(whole):
+    html = (whole / "report.html").read_text()
+    reduced = re.search(r"@media \(prefers-reduced-motion: reduce\) \{(.*?)\n\}", html, re.DOTALL)[1]
+    printed = re.search(r"@media print \{(.*?)\n\}", html, re.DOTALL)[1]
+    for block in (reduced, printed):
+        assert ".film .moving, .film label { display: none; }" in block and ".film .still { display: block; }" in block
+    kinds = [
+        source.partition(";")[0]
+        for alt, source in read(whole).images
+        if alt.endswith(("animation", "end of the training"))
+    ]
+    assert kinds == ["data:image/webp", "data:image/webp"]
+
+
+def test_acts_of_the_watchman_are_listed_once_and_marked_in_every_training_chart(whole):
+    seen = read(whole)
+    assert "12,000 to 12,032 update skipped, 2 times gradient spike Another update was skipped." in seen.text
+    assert "30,000 rolled back collapse The samples repeated themselves." in seen.text
+    unmarked = page.curves(folder.RunFolder(whole).ticks, [])
+    marked = page.curves(folder.RunFolder(whole).ticks, ACTS[::2])
+    for plain, with_marks in zip(unmarked, marked, strict=True):
+        assert with_marks["svg"].count("stroke-dasharray") - plain["svg"].count("stroke-dasharray") == 2
+
+
+def test_a_training_without_acts_says_so_and_many_acts_are_cut(tmp_path):
+    out = make_run(tmp_path / "out")
+    log = out / "train" / "log.jsonl"
+    log.write_text("".join(line + "\n" for line in log.read_text().splitlines() if '"act"' not in line))
+    report(out)
+    assert "The log holds no act of the watchman" in read(out).text
+    acts = [{"kind": "act", "images": i, "reason": f"reason {i}", "act": "warn", "words": "w"} for i in range(100)]
+    rows = page.act_rows(acts)
+    assert len(rows["rows"]) == page.MOST_ACTS and rows["left_out"] == 60 and rows["rows"][-1]["why"] == "reason 99"
+
+
+def test_a_volume_is_shown_by_its_middle_slice():
+    volume = np.arange(2 * 5 * 3 * 3).reshape(2, 5, 3, 3)
+    assert np.array_equal(folder.middle(volume), volume[:, 2]) and np.array_equal(folder.middle(volume[0]), volume[0])
 
 
 # ------------------------------------------------------------------------------------------------ words

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .compare import compare as compare
     from .evaluate import evaluate as evaluate
     from .phantom import phantom as phantom
     from .prepare import prepare as prepare
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-VERBS = ("run", "prepare", "train", "synthesize", "evaluate", "report", "phantom")
+VERBS = ("run", "prepare", "train", "compare", "synthesize", "evaluate", "report", "phantom")
 
 __all__ = ["__version__", *VERBS]
 

@@ -15,7 +15,11 @@ from . import VERBS, __version__
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 LONGEST_LIST = 20
 # What people are shown of a result whose whole is long; --json prints everything.
-SHOWN = {"evaluate": ("fake", "verdict", "not_computed", "not_checked"), "run": ("report", "verdict", "skipped")}
+SHOWN = {
+    "evaluate": ("fake", "verdict", "not_computed", "not_checked"),
+    "run": ("report", "verdict", "skipped"),
+    "compare": ("page", "verdict", "table", "skipped"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

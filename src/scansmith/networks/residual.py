@@ -52,27 +52,30 @@ class ResidualGenerator(nn.Module):
     ) -> None:
         super().__init__()
         n, widths = len(base), _widths(width, doublings)
-        self.latent, self.dimensions = latent, n
+        self.latent, self.base = latent, tuple(int(side) for side in base)
         self.embed = nn.Embedding(classes, latent) if classes else None
         self.start = nn.Linear(latent * (2 if classes else 1), widths[0], bias=False)
-        self.basis = nn.Parameter(torch.randn(widths[0], *base))
+        self.basis = nn.Parameter(torch.randn(widths[0], math.prod(self.base)))
         self.levels = nn.ModuleList(_blocks(n, c, width, doublings) for c in widths)
         self.ups = nn.ModuleList(CONVOLUTIONS[n](a, b, 1, bias=False) for a, b in pairwise(widths))
         self.end = CONVOLUTIONS[n](widths[-1], channels, 3, padding=1)
         for layer in (self.start, *self.ups, self.end):
             _scale(layer, 1.0)
+        # No features, no tissue: padding weakens features along two edges at every doubling, which is to mean background.
+        assert self.end.bias is not None
+        nn.init.constant_(self.end.bias, -1.0)
 
     def forward(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
         """Latents (B, latent), classes (B,) int64 or None -> (B, channels, *spatial) float32, nominally in [-1, 1]."""
         if self.embed is not None:
             assert classes is not None
             z = torch.cat([z, self.embed(classes)], dim=1)
-        x = self.start(z).view(len(z), -1, *[1] * self.dimensions)
-        x = (x * self.basis.to(x.dtype)).contiguous(memory_format=CHANNELS_LAST[self.dimensions])
+        n, x = len(self.base), self.start(z)[:, :, None]
+        x = (x * self.basis.to(x.dtype)).unflatten(2, self.base).contiguous(memory_format=CHANNELS_LAST[n])
         for level, blocks in enumerate(self.levels):
             if level:
                 kernel = _resampled(self.ups[level - 1], 2.0).transpose(0, 1)
-                x = _TRANSPOSE[self.dimensions](x, kernel, stride=2, padding=1, output_padding=1)
+                x = _TRANSPOSE[n](x, kernel, stride=2, padding=1, output_padding=1)
             for block in blocks:  # type: ignore[attr-defined]
                 x = x + block(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -96,7 +99,7 @@ class ResidualDiscriminator(nn.Module):
         self.first = CONVOLUTIONS[n](channels, widths[0], 3, padding=1, bias=False)
         self.levels = nn.ModuleList(_blocks(n, c, width, doublings) for c in widths)
         self.downs = nn.ModuleList(CONVOLUTIONS[n](a, b, 1, bias=False) for a, b in pairwise(widths))
-        self.basis = nn.Parameter(torch.randn(widths[-1], *base) / math.sqrt(math.prod(base)))
+        self.basis = nn.Parameter(torch.randn(widths[-1], math.prod(base)) / math.sqrt(math.prod(base)))
         self.end = nn.Linear(widths[-1], 1)
         self.embed = nn.Embedding(classes, widths[-1]) if classes else None
         for layer in (self.first, *self.downs, self.end):
@@ -143,7 +146,7 @@ class ResidualDiscriminator(nn.Module):
         if self.embed is not None:
             assert classes is not None
             weight = weight + self.embed(classes)
-        return (weight.view(count, -1, *[1] * (self.basis.dim() - 1)) * self.basis).flatten(1)
+        return (weight[:, :, None] * self.basis).flatten(1)
 
 
 class _Block(nn.Module):

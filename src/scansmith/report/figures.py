@@ -25,6 +25,11 @@ COLOURS = {
     "paper": "#fdfdfe",
     "real": "#1f5fa8",
     "synthetic": "#b4540a",
+    # Further lines of one chart.
+    "third": "#2a7d46",
+    "fourth": "#7d3f98",
+    "fifth": "#8a6d03",
+    "sixth": "#b0305c",
 }
 RC = {
     "svg.fonttype": "none", "svg.hashsalt": "scansmith", "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],
@@ -138,26 +143,33 @@ def lines(
     series: list[dict[str, Any]],
     reference: float | None = None,
     log: bool = False,
+    marks: Sequence[float] = (),
+    size: tuple[float, float] = (3.5, 2.5),
 ) -> Markup:
     """A line chart.
 
     Args:
         name: unique on the page.
         words: what it shows, for those who cannot see it.
-        series: {"label", "x", "y", "colour" (a role of `COLOURS`), "dashed", "step"}.
+        series: {"label" (None: not in the legend), "x", "y", "colour" (a role of `COLOURS`), "dashed", "step"}.
         reference: a horizontal line, for example 1 where synthetic and real would be alike.
         log: logarithmic y axis.
+        marks: places on the x axis where something happened, each a thin vertical line.
+        size: width and height in inches.
     """
     from matplotlib import rc_context
 
     with rc_context(RC):
         # Tick labels such as 0.0001 are wide.
-        figure, axes = _figure(3.5, 2.5, left=0.8 if log else 0.6, top=0.3 if len(series) > 1 else 0.08)
+        named = sum(one["label"] is not None for one in series)
+        columns = max(1, min(named, round(size[0] / 1.5)))
+        top = 0.3 * -(-named // columns) if named > 1 else 0.08
+        figure, axes = _figure(*size, left=0.8 if log else 0.6, top=top)
         for one in series:
-            options = {
+            options: dict[str, Any] = {
                 "color": COLOURS[one["colour"]],
                 "linestyle": "--" if one.get("dashed") else "-",
-                "label": one["label"],
+                "label": one["label"] or "_",
             }
             if one.get("step"):
                 axes.stairs(one["y"], one["x"], baseline=None, linewidth=1.5, **options)
@@ -168,10 +180,12 @@ def lines(
             _plain_log_ticks(axes.yaxis)
         if reference is not None:
             axes.axhline(reference, color=COLOURS["muted"], linewidth=1.0, linestyle=":")
+        for mark in marks:
+            axes.axvline(mark, color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (4, 2)), zorder=0)
         axes.grid(axis="y")
         axes.set(xlabel=x_label, ylabel=y_label)
-        if len(series) > 1:
-            figure.legend(loc="upper right", ncols=len(series), borderaxespad=0.0)
+        if named > 1:
+            figure.legend(loc="upper right", ncols=columns, borderaxespad=0.0)
         return svg(figure, name, words)
 
 

@@ -70,14 +70,24 @@ class RunFolder:
             return None
 
     @cached_property
-    def ticks(self) -> list[dict[str, Any]]:
-        """Rows of the training log that hold measurements, oldest first."""
+    def log(self) -> list[dict[str, Any]]:
+        """Rows of the training log that say after how many images they were written, oldest first."""
         try:
             text = (self.root / "train" / "log.jsonl").read_text()
         except (OSError, UnicodeDecodeError):
             return []
         rows = [_parse(line) for line in text.splitlines()]
-        return [row for row in rows if row.get("kind") == "tick" and isinstance(row.get("images"), (int, float))]
+        return [row for row in rows if isinstance(row.get("images"), (int, float))]
+
+    @property
+    def ticks(self) -> list[dict[str, Any]]:
+        """Rows that hold measurements."""
+        return [row for row in self.log if row.get("kind") == "tick"]
+
+    @property
+    def acts(self) -> list[dict[str, Any]]:
+        """Rows that hold what the watchman did."""
+        return [row for row in self.log if row.get("kind") == "act"]
 
     @cached_property
     def samples(self) -> list[Path]:
@@ -116,9 +126,9 @@ class RunFolder:
     # ------------------------------------------------------------------------------------------------ images
 
     def real(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Rows of the dataset -> float32 (C, H, W) in [-1, 1], each in its own window."""
+        """Rows of the dataset -> float32 (C, H, W) in [-1, 1], each in its own window; the middle slice of a volume."""
         assert self.dataset is not None
-        return [self.dataset.intensity(int(row)).encode(self.dataset.image(int(row))) for row in rows]
+        return [self.dataset.intensity(int(row)).encode(middle(self.dataset.image(int(row)))) for row in rows]
 
     @cached_property
     def synthetic_files(self) -> list[tuple[Path, str | None]]:
@@ -167,6 +177,11 @@ class RunFolder:
             )
             result.append(window.encode(image))
         return result
+
+
+def middle(image: np.ndarray) -> np.ndarray:
+    """(C, H, W) as it is, (C, D, H, W) -> its middle slice."""
+    return image[:, image.shape[1] // 2] if image.ndim == 4 else image
 
 
 def draw(seed: int, purpose: str, total: int, count: int) -> np.ndarray:

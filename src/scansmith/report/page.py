@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..preprocess import resize
 from ..runtime import write_atomic
 from . import figures
+from .film import film
 from .folder import PARTS, RunFolder, draw, images_seen
 from .words import aside, duration, flat, interval, number, reasons, sentences, without_paths
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 SECTIONS = {
     "pictures": "Synthetic beside real", "data": "The data found", "plan": "The plan and the time", "training": "Quality over time",
@@ -66,13 +70,18 @@ def write(out: Path, *, title: str | None, count: int, real_images: bool, seed: 
 
 def render(context: dict[str, Any]) -> str:
     """Fill the template; every value is escaped and stripped of file paths on its way onto the page."""
+    return environment().get_template("template.html").render(context)
+
+
+def environment() -> Environment:
+    """Templates of this folder; what does not exist is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
+    made = Environment(
         loader=PackageLoader("scansmith.report", "."), autoescape=True, undefined=StrictUndefined,
         finalize=without_paths, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    environment.filters["number"] = number
-    return environment.get_template("template.html").render(context)
+    made.filters["number"] = number
+    return made
 
 
 # ------------------------------------------------------------------------------------------------ sections
@@ -223,7 +232,7 @@ def data(folder: RunFolder, seed: int) -> dict[str, Any] | None:
     dataset, info = folder.dataset, folder.dataset.info
     facts = {
         "Modality": MODALITY_TERMS.get(info.get("modality", ""), "not known"), "Scans": number(len(set(dataset.columns["case"].tolist()))), "Images (2-D)": number(len(dataset)),
-        "Stored size": f"{dataset.shape[2]} × {dataset.shape[1]} pixels" + (f", {dataset.shape[0]} channels" if dataset.shape[0] > 1 else ""),
+        "Stored size": " × ".join(map(str, reversed(dataset.shape[1:]))) + (" pixels" if len(dataset.shape) == 3 else " voxels") + (f", {dataset.shape[0]} channels" if dataset.shape[0] > 1 else ""),
         "Pixel spacing": spacing_words(dataset.columns["spacing"]), "Intensity": intensity_words(folder), "Split": split_words(info.get("split_level")),
     }  # fmt: skip
     fingerprint = info.get("fingerprint")
@@ -397,8 +406,8 @@ def training(folder: RunFolder) -> dict[str, Any] | None:
     settings = {
         TERMS.get(name, name): value for name, value in folder.recipe.items() if name not in ("request", "reasons")
     }
-    return {"charts": curves(folder.ticks), "sheets": sheets, "recipe": flat(settings), "reasons": sentences(folder.recipe.get("reasons")),
-            "cut": bool(last.get("cut")), "summary": {term: fact for term, fact in summary.items() if fact is not None}}  # fmt: skip
+    return {"charts": curves(folder.ticks, folder.acts), "sheets": sheets, "film": film(folder.samples), "acts": act_rows(folder.acts),
+            "recipe": flat(settings), "reasons": sentences(folder.recipe.get("reasons")), "cut": bool(last.get("cut")), "summary": {term: fact for term, fact in summary.items() if fact is not None}}  # fmt: skip
 
 
 CURVES: list[dict[str, Any]] = [
@@ -410,18 +419,57 @@ CURVES: list[dict[str, Any]] = [
      "words": "Losses of a GAN are a tug of war: steady is healthy; they do not fall as quality rises."},
     {"name": "gap", "title": "Score gap", "y": "D(real) − D(synthetic)", "keys": [("gap", "D(real) − D(synthetic)", "ink")], "reference": 0.0,
      "words": "How well the discriminator tells real from synthetic. At 0 (dotted) it cannot."},
+    {"name": "coverage", "title": "Coverage", "y": "Share of real images", "keys": [("coverage", "coverage", "synthetic"), ("recall", "recall", "real")], "reference": None,
+     "words": "Share of {reference} that have a sample of their kind (coverage) or lie within the samples' variety (recall). Higher is better."},
+    {"name": "copying", "title": "Copying", "y": "Distance to training ÷ usual", "keys": [("copying", "copying", "synthetic")], "reference": 1.0,
+     "words": "How far samples lie from their nearest training image, as a share of how far unseen real images do (dotted). A fall towards 0 is memorising."},
+    {"name": "overfit", "title": "Overfitting of the discriminator", "y": "r", "keys": [("overfit", "r", "ink")], "reference": 0.5,
+     "words": "r = (D(training) − D(validation)) ÷ (D(training) − D(synthetic)): at 1 the discriminator takes unseen real images for synthetic. Augmentation is steered towards the dotted line."},
     {"name": "penalties", "title": "Gradient penalties", "y": "Mean squared gradient", "keys": [("r1", "R1 (real)", "real"), ("r2", "R2 (synthetic)", "synthetic")], "reference": None,
      "words": "What keeps the discriminator smooth. A steep climb precedes divergence."},
 ]  # fmt: skip
 
 
-def curves(ticks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One chart for every entry of `CURVES` that the log has values of."""
+# Acts of the watchman as the page names them; reasons keep their codes, with spaces.
+ACTS = {
+    "skip": "update skipped", "roll_back": "rolled back", "raise_gamma": "penalty raised", "lower_rate": "learning rate lowered",
+    "raise_augmentation": "augmentation raised", "lower_augmentation": "augmentation lowered", "warn": "warning", "end": "run ended",
+}  # fmt: skip
+MOST_ACTS = 40
+
+
+def act_rows(acts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The timeline of the watchman: neighbours with the same reason and act become one row; the last `MOST_ACTS` are kept."""
+    rows: list[dict[str, Any]] = []
+    for act in acts:
+        same = bool(rows) and all(rows[-1][name] == act.get(name) for name in ("reason", "act"))
+        if same:
+            rows[-1] |= {"last": act["images"], "times": rows[-1]["times"] + 1, "words": act.get("words")}
+        else:
+            named = {name: act.get(name) for name in ("reason", "act", "words")}
+            rows.append({**named, "first": act["images"], "last": act["images"], "times": 1})
+    shown = [
+        {
+            "when": number(int(row["first"]))
+            + (f" to {number(int(row['last']))}" if row["last"] != row["first"] else ""),
+            "what": ACTS.get(str(row["act"]), str(row["act"]))
+            + (f", {row['times']} times" if row["times"] > 1 else ""),
+            "why": str(row["reason"] or "").replace("_", " "),
+            "words": str(row["words"] or ""),
+        }
+        for row in rows
+    ]
+    return {"rows": shown[-MOST_ACTS:], "left_out": max(0, len(shown) - MOST_ACTS)}
+
+
+def curves(ticks: list[dict[str, Any]], acts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One chart for every entry of `CURVES` that the log has values of; acts of the watchman are marked in each."""
     result = []
     reference = {"train": "one half of the training images", "validation": "the validation images"}.get(
         ticks[-1].get("reference", "") if ticks else "", "real images"
     )
     thousands = bool(ticks) and ticks[-1]["images"] >= 5000
+    marks = sorted({act["images"] / (1000 if thousands else 1) for act in acts})
     for curve in CURVES:
         series = []
         for key, label, colour in curve["keys"]:
@@ -454,6 +502,7 @@ def curves(ticks: list[dict[str, Any]]) -> list[dict[str, Any]]:
             series,
             curve["reference"],
             log,
+            marks[:: math.ceil(len(marks) / MOST_ACTS)] if marks else (),
         )
         result.append({"title": curve["title"], "words": curve["words"].format(reference=reference), "svg": chart})
     return result

@@ -13,7 +13,7 @@ def without_paths(value: Any) -> Any:
     """Replace absolute paths and names of scan files in a text by "[path]": they often hold patients' names."""
     if value is None:
         return ""
-    if not isinstance(value, str) or isinstance(value, Markup) or value.startswith("data:image/png;base64,"):
+    if not isinstance(value, str) or isinstance(value, Markup) or value.startswith("data:image/"):
         return value
     value = re.sub(r"[^\s'\"]+\.(?:dcm|ima|nii|nii\.gz|nrrd|mha|mhd|jpe?g)\b", "[path]", value, flags=re.IGNORECASE)
     return re.sub(

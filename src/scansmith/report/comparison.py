@@ -1,0 +1,280 @@
+"""compare.html: several recipes side by side, from their folders and what `compare` measured."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..dataset import Dataset
+from ..preprocess import resize
+from ..runtime import write_atomic, write_json
+from . import figures
+from .folder import RunFolder, draw, middle
+from .page import environment, software
+from .words import number
+
+SHEET = 24  # samples shown of each recipe
+COLOURS = ("real", "synthetic", "third", "fourth", "fifth", "sixth")
+# Column -> heading, what is better, what it says.
+COLUMNS: dict[str, tuple[str, str, str]] = {
+    "frechet": ("Fréchet distance ÷ floor", "lower", "Random-conv Fréchet distance to the held-out images, divided by the distance between two sets of real images; 1 is no farther than real."),
+    "radiomics": ("Radiomics Fréchet ÷ floor", "lower", "The same for grey values, noise and texture."),
+    "precision": ("Precision", "higher", "Share of samples that lie within what real images look like."),
+    "recall": ("Recall", "higher", "Share of the variety of real images that the samples reach."),
+    "coverage": ("Coverage", "higher", "Share of real images that have a sample of their kind."),
+    "diversity": ("Diversity", "", "Spread of samples among themselves over that of real images, at the end of the training."),
+    "near_copies": ("Near copies", "lower", "Share of samples that are near copies of a training image; held-out images, which cannot be copies, give up to 1 % by the same rule."),
+    "nearest_training_median": ("Similarity to training", "", "Similarity of half the samples to their nearest training image at least; far above what held-out images reach means memorising."),
+    "images_per_s": ("Images/s", "higher", "Training images shown a second, measurements included."),
+    "peak_bytes": ("Peak memory", "lower", "Most memory that the training process held; on a GPU only what it held beside it."),
+}  # fmt: skip
+# What a family is for, whatever this comparison says.
+PURPOSE = {
+    "relativistic": "the default: sharp samples that keep their variety, without tuning",
+    "dense": "teaching: the simplest pair there is; it knows nothing of neighbouring pixels, so its samples stay noisy",
+    "dcgan": "a quick first look: it learns fastest, but swings and loses variety when trained on",
+    "minimax": "teaching: the first GAN loss; its generator learns little while the discriminator is sure",
+    "non_saturating": "teaching and comparison: the loss most GANs use, here without a penalty",
+    "least_squares": "comparison: smoother gradients than the first losses, no guard against collapse",
+    "hinge": "comparison: the loss of large class-conditional GANs",
+    "wasserstein": "steady training whose loss says how far it is; slow, as the critic moves five times for each step of the generator",
+    "vae": "a stable latent space, no collapse and no discriminator; samples are blurred",
+    "autoencoder": "reconstruction and features; its samples come from a Gaussian fitted to the latents and are the least sharp",
+}
+NOTICEABLE_COPIES = 0.01  # the lower end of the interval above which a sentence warns
+
+
+def write(out: Path, dataset: Dataset, result: dict[str, Any]) -> dict[str, Any]:
+    """Write OUT/compare.json and OUT/compare.html; returns what `compare` returns."""
+    result = {"version": software(RunFolder(out)), **result, "verdict": verdict(result["recipes"], result["skipped"])}
+    write_json(out / "compare.json", result)
+    folders = {name: RunFolder(out / one["runs"][0]["folder"]) for name, one in result["recipes"].items()}
+    context = {
+        "result": result, "columns": columns(result["recipes"]), "rows": rows(result["recipes"]), "setup": setup(result),
+        "race": race(out, result["recipes"]), "forest": forest(result["recipes"]), "sheets": sheets(dataset, folders),
+        "purposes": [(name, purpose(name, result["recipes"])) for name in result["recipes"]],
+    }  # fmt: skip
+    write_atomic(out / "compare.html", environment().get_template("comparison.html").render(context))
+    return {
+        "page": str(out / "compare.html"),
+        "verdict": result["verdict"],
+        "table": table(result["recipes"]),
+        "recipes": result["recipes"],
+        "skipped": result["skipped"],
+    }
+
+
+# ------------------------------------------------------------------------------------------------ words
+
+
+def verdict(recipes: dict[str, Any], skipped: list[str]) -> list[str]:
+    """Which recipe won, whether the intervals overlap, who memorises, and what did not finish."""
+    ranked = sorted(
+        (one["numbers"]["frechet"]["value"], name) for name, one in recipes.items() if "frechet" in one["numbers"]
+    )
+    said = []
+    if not ranked:
+        said.append("No recipe won: no Fréchet distance could be computed, since too few images are held out.")
+    else:
+        best, winner = ranked[0]
+        said.append(f"{winner} came closest to the held-out images: {times(best)} the real/real floor.")
+    if len(ranked) > 1:
+        said[0] = said[0][:-1] + f"; next is {ranked[1][1]} with {times(ranked[1][0])}."
+        said.append(overlap(ranked[0][1], ranked[1][1], recipes))
+    for name, one in recipes.items():
+        copied = one["numbers"].get("near_copies")
+        if copied and copied["interval"] and copied["interval"][0] > NOTICEABLE_COPIES:
+            said.append(
+                f"{name} memorises: {100 * copied['value']:.0f} % of its samples are near copies of training images, which rules it out for sharing."
+            )
+    return said + [f"Did not finish: {sentence}" for sentence in skipped]
+
+
+def times(ratio: float) -> str:
+    return f"{number(ratio)} times"
+
+
+def overlap(winner: str, second: str, recipes: dict[str, Any]) -> str:
+    """Whether the intervals of the first two tell them apart."""
+    first, next_ = (recipes[name]["numbers"]["frechet"]["interval"] for name in (winner, second))
+    several = len(recipes[winner]["runs"]) > 1
+    if first[1] < next_[0]:
+        return "Their intervals do not overlap" + (
+            ", seeds included." if several else "; more seeds would show whether that holds for other trainings."
+        )
+    return f"Their intervals overlap, so this comparison does not tell {winner} and {second} apart: more seeds, minutes or held-out images would."
+
+
+def purpose(name: str, recipes: dict[str, Any]) -> str:
+    """What the recipe is good for in general, and what it was best in here."""
+    best = [COLUMNS[column][0] for column in COLUMNS if best_of(column, recipes) == name]
+    general = PURPOSE.get(name, "no general advice")
+    return (
+        general[0].upper()
+        + general[1:]
+        + "."
+        + (f" Best here in: {', '.join(best)}." if best and len(recipes) > 1 else "")
+    )
+
+
+def best_of(column: str, recipes: dict[str, Any]) -> str | None:
+    """The recipe with the best value of a column; None where nothing is better, or several are equal."""
+    better = COLUMNS[column][1]
+    found = {name: one["numbers"][column]["value"] for name, one in recipes.items() if column in one["numbers"]}
+    if not better or not found:
+        return None
+    goal = (min if better == "lower" else max)(found.values())
+    reached = [name for name, value in found.items() if value == goal]
+    return reached[0] if len(reached) == 1 else None
+
+
+def setup(result: dict[str, Any]) -> list[str]:
+    """How the comparison was made."""
+    asked, runs = result["request"], [run for one in result["recipes"].values() for run in one["runs"]]
+    length = (
+        f"{asked['minutes']:g} minutes of training each"
+        if asked["images"] is None
+        else f"{asked['images']:,} images shown to each"
+    )
+    said = [
+        f"{length}, one after the other in a process of its own, on a grid of {asked['side']} pixels on the longer side."
+    ]
+    if runs:
+        split = {"holdout": "held-out images, which no training saw", "validation": "validation images, since nothing is held out"}  # fmt: skip
+        against = split.get(runs[0]["split"], "real images")
+        said.append(
+            f"{asked['count']:,} samples of each; {runs[0]['compared']:,} at a time were compared with {against}."
+        )
+    said.append(
+        "Intervals: 5th to 95th percentile over random draws of images (shares of copies: 95 % confidence)"
+        + (
+            f"; with {asked['seeds']} seeds, values are means, [brackets] hold the lowest and highest seed, and intervals reach over all seeds."
+            if asked["seeds"] > 1
+            else ". One seed: how much another training would differ is not in them."
+        )
+    )
+    return said
+
+
+# ------------------------------------------------------------------------------------------------ table
+
+
+def shown(column: str, value: float) -> str:
+    """A value as its column writes it."""
+    if column == "near_copies":
+        return f"{100 * value:.1f} %"
+    if column == "peak_bytes":
+        return f"{value / 1e9:.2f} GB"
+    return number(float(value))
+
+
+def columns(recipes: dict[str, Any]) -> list[dict[str, str]]:
+    """The columns of which any recipe has a value."""
+    return [
+        {"name": name, "title": title, "better": better, "words": words}
+        for name, (title, better, words) in COLUMNS.items()
+        if any(name in one["numbers"] for one in recipes.values())
+    ]
+
+
+def rows(recipes: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each recipe, a cell for each column: value, interval, range over seeds, whether it is the best."""
+    best = {column["name"]: best_of(column["name"], recipes) for column in columns(recipes)}
+    result: list[dict[str, Any]] = []
+    for name, one in recipes.items():
+        cells = []
+        for column in columns(recipes):
+            found = one["numbers"].get(column["name"])
+            cells.append(cell(column["name"], found, best[column["name"]] == name and len(recipes) > 1))
+        result.append({"name": name, "cells": cells})
+    return result
+
+
+def cell(column: str, found: dict[str, Any] | None, best: bool) -> dict[str, Any]:
+    if found is None:
+        return {"value": "–", "interval": "", "range": "", "best": False}
+    ends = ["", ""]
+    for place, key in enumerate(("interval", "range")):
+        if found[key]:
+            ends[place] = " to ".join(shown(column, end) for end in found[key])
+    return {"value": shown(column, found["value"]), "interval": ends[0], "range": ends[1], "best": best}
+
+
+def table(recipes: dict[str, Any]) -> list[str]:
+    """The table as lines of equal width, for a terminal."""
+    short = {"frechet": "Fréchet", "radiomics": "radiomics", "precision": "precision", "recall": "recall", "coverage": "coverage",
+             "diversity": "diversity", "near_copies": "copies", "images_per_s": "images/s", "peak_bytes": "memory"}  # fmt: skip
+    kept = [column["name"] for column in columns(recipes) if column["name"] in short]
+    lines = [["recipe", *(short[name] for name in kept)]]
+    for name, one in recipes.items():
+        texts = []
+        for column in kept:
+            found = cell(column, one["numbers"].get(column), False)
+            interval_shown = column in ("frechet", "recall") and found["interval"]
+            texts.append(found["value"] + (f" ({found['interval'].replace(' to ', '-')})" if interval_shown else ""))
+        lines.append([name, *texts])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+# ------------------------------------------------------------------------------------------------ figures
+
+
+def race(out: Path, recipes: dict[str, Any]) -> Any:
+    """Quality on the validation images against time, a line for each training; None when no log holds a quality."""
+    series: list[dict[str, Any]] = []
+    for place, (name, one) in enumerate(recipes.items()):
+        for order, run in enumerate(one["runs"]):
+            points = [
+                (row["seconds"] / 60.0, row["quality"])
+                for row in RunFolder(out / run["folder"]).ticks
+                if isinstance(row.get("quality"), (int, float)) and isinstance(row.get("seconds"), (int, float))
+            ]
+            if points:
+                series.append({"label": name if order == 0 else None, "x": [x for x, _ in points], "y": [y for _, y in points],
+                               "colour": COLOURS[place % len(COLOURS)], "dashed": place >= len(COLOURS)})  # fmt: skip
+    if not series:
+        return None
+    values = [y for one in series for y in one["y"]]
+    log = min(values) > 0 and max(values) / min(values) > 8
+    y_label = "Distance ÷ floor" + (" (log.)" if log else "")
+    return figures.lines(
+        "race", "Quality against time", "Minutes of training", y_label, series, 1.0, log, size=(6.6, 3.4)
+    )
+
+
+def forest(recipes: dict[str, Any]) -> Any:
+    """The final Fréchet ratios with their intervals."""
+    marks = []
+    for name, one in recipes.items():
+        found = one["numbers"].get("frechet")
+        if found and found["value"] > 0 and math.isfinite(found["value"]):
+            low, high = found["interval"] or (None, None)
+            marks.append({"title": name, "ratio": found["value"], "low": low, "high": high})
+    return figures.ratios("forest", "Final Fréchet distance of each recipe over the floor", marks) if marks else None
+
+
+def sheets(dataset: Dataset, folders: dict[str, RunFolder]) -> list[dict[str, Any]]:
+    """A contact sheet of each recipe's samples, the same indices for all, beside one of held-out images."""
+    made = {}
+    for name, folder in folders.items():
+        files = [path for path, _ in folder.synthetic_files]
+        made[name] = folder.synthetic([files[i] for i in draw(0, "compare", len(files), SHEET)])
+    shape = next((images[0].shape[-2:] for images in made.values() if images), None)
+    if shape is None:
+        return []
+    pool = next(rows for rows in (dataset.rows(split) for split in ("holdout", "validation", "train")) if len(rows))
+    chosen = pool[draw(0, "compare real", len(pool), SHEET)]
+    real = [middle(dataset.intensity(int(row)).encode(dataset.image(int(row)))) for row in chosen]
+    factor = min(1.0, figures.TILE / max(shape))
+    height, width = max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
+
+    def sheet(name: str, images: list[np.ndarray], synthetic: bool) -> dict[str, Any]:
+        tiles = [figures.display(resize(resize(image, *shape), height, width)) for image in images]
+        picture = figures.contact_sheet(tiles, 6, synthetic)
+        return {"name": name, "synthetic": synthetic, "image": picture, "count": len(tiles)}
+
+    return [sheet("Real", real, False), *(sheet(name, images, True) for name, images in made.items() if images)]
