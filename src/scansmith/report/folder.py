@@ -138,7 +138,7 @@ class RunFolder:
             if not isinstance(entry, dict) or not entry.get("file"):
                 continue
             for path in (self.root / "images" / str(entry["file"]), self.root / str(entry["file"])):
-                if path.is_file() and path.resolve().is_relative_to(self.root.resolve()):
+                if path.exists() and path.resolve().is_relative_to(self.root.resolve()):
                     result.append((path, self._class_name(entry.get("label"))))
                     break
         return result

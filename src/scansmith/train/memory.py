@@ -17,14 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..preprocess import Grid
-from .objectives import OBJECTIVES
 from .objective import Batch
+from .objectives import OBJECTIVES
 from .recipes import Recipe
 
 # Beside the tensors, measured as the peak of whole processes (tests/test_memory.py, docs/log.md): the interpreter with
 # its libraries and their work space; and what an allocator leaves between the tensors.
-PROCESS = {"cpu": 450 * 2**20, "cuda": 1024 * 2**20}
-FRAGMENTS = 1.1
+PROCESS = {"cpu": 400 * 2**20, "cuda": 1024 * 2**20}
+FRAGMENTS = 1.2
+TICK_IMAGES = 64  # as many at once as train/watch.py looks at
 SMALLEST = 16  # pixels; no smaller grid is proposed
 
 
@@ -32,8 +33,8 @@ SMALLEST = 16  # pixels; no smaller grid is proposed
 def needed(recipe: Recipe, channels: int, grid: Grid, classes: int, processes: int = 1, device: str = "cpu") -> int:
     """Bytes that one process of a training takes at its peak.
 
-    Weights and their averages, both moments and the copy that a checkpoint is written from are counted; gradients,
-    activations and penalties are what one step of the objective leaves alive at its worst moment.
+    Weights and their averages, both moments and the copies that a checkpoint is written from are counted; gradients,
+    activations and penalties are what a step of the objective, or a tick, leaves alive at the worst moment.
 
     Args:
         recipe: whole but for its length.
@@ -42,19 +43,30 @@ def needed(recipe: Recipe, channels: int, grid: Grid, classes: int, processes: i
         device: type of device, "cpu" or "cuda".
     """
     batch = max(1, recipe.batch // processes)
-    with FakeTensorMode(), Counted() as step:
+    with FakeTensorMode(), Counted() as counted:
         objective = OBJECTIVES[recipe.objective](recipe, channels, grid, classes)
-        weights = step.now
-        model = size(objective.get_submodule(objective.model))  # type: ignore[arg-type]
-        images = torch.empty(batch, channels, *grid.shape)
-        numbers = torch.zeros(batch, dtype=torch.int64) if classes else None
-        z, random = torch.empty(batch, recipe.latent), torch.Generator()
+        weights = counted.now
+        model = size(objective.get_submodule(objective.model))
         for _ in range(2):  # the gradients of the first are there in the second
-            one_step(objective, Batch(images, numbers, z, 1.0, max(recipe.augment, 0.1), random), recipe.precision)
+            one_step(objective, some_batch(recipe, batch, channels, grid, classes), recipe.precision)
+        at_tick(objective, some_batch(recipe, TICK_IMAGES, channels, grid, classes))
     moments, averages = 2 * weights, 2 * model
-    written = weights + moments + averages  # a checkpoint is made in memory, when no activation lives
-    at_once = max(step.peak, weights + written) + moments + averages
-    return PROCESS[device] + int(FRAGMENTS * at_once)
+    # A checkpoint is made twice in memory, as text and as bytes, beside what the allocator kept from the last step.
+    written = 2 * (weights + moments + averages)
+    return PROCESS[device] + int(FRAGMENTS * (counted.peak + moments + averages)) + written
+
+
+def shared(recipe: Recipe, channels: int, grid: Grid, classes: int, device: torch.device, processes: int = 1) -> int:
+    """Bytes that all processes take which compute on one device: on a GPU one, on a CPU those of this host."""
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
+    return sharing * needed(recipe, channels, grid, classes, processes, device.type)
+
+
+def some_batch(recipe: Recipe, count: int, channels: int, grid: Grid, classes: int) -> Batch:
+    """A batch of `count` images of any content."""
+    numbers = torch.zeros(count, dtype=torch.int64) if classes else None
+    images, z = torch.empty(count, channels, *grid.shape), torch.empty(count, recipe.latent)
+    return Batch(images, numbers, z, 1.0, max(recipe.augment, 0.1), torch.Generator())
 
 
 def one_step(objective: nn.Module, batch: Batch, precision: str) -> None:
@@ -67,6 +79,14 @@ def one_step(objective: nn.Module, batch: Batch, precision: str) -> None:
             loss, _ = getattr(objective, f"{name}_loss")(batch)
         loss.backward()
         del loss
+
+
+def at_tick(objective: nn.Module, batch: Batch) -> None:
+    """What looking at the run takes, without gradients and in float32: samples, and D's scores."""
+    with torch.no_grad():
+        objective.get_submodule(objective.model)(batch.z, batch.classes)  # type: ignore[arg-type]
+        if "discriminator" in objective.players:  # type: ignore[operator]
+            objective.get_submodule("discriminator")(batch.images, batch.classes)
 
 
 class Counted(TorchDispatchMode):
@@ -143,7 +163,9 @@ def cgroup_folders(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/
         if controllers in ("", "memory"):
             top = root / controllers
             inside = top / path.lstrip("/")
-            found += [folder for folder in (inside, *inside.parents) if folder == top or top in folder.parents]
+            found += [
+                folder for folder in dict.fromkeys((inside, *inside.parents)) if folder == top or top in folder.parents
+            ]
     return found
 
 
@@ -166,25 +188,20 @@ def refuse_if_too_large(
     """Nothing when the run fits.
 
     Args:
-        processes: that share each batch. On a CPU those of this host (LOCAL_WORLD_SIZE) share its memory too.
+        processes: that share each batch.
 
     Raises:
         ValueError: the run needs more than there is; says which --side would fit.
     """
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
-    free = available(device)
-
-    def total(grid: Grid) -> int:
-        return sharing * needed(recipe, channels, grid, classes, processes, device.type)
-
-    if (wanted := total(grid)) <= free:
+    free, wanted = available(device), shared(recipe, channels, grid, classes, device, processes)
+    if wanted <= free:
         return
     smaller = [
         replace(grid, doublings=grid.doublings - less)
         for less in range(1, grid.doublings)
         if grid.side >> less >= SMALLEST
     ]
-    fitting = next((other.side for other in smaller if total(other) <= free), None)
+    fitting = next((g.side for g in smaller if shared(recipe, channels, g, classes, device, processes) <= free), None)
     out = f"use --side {fitting}" if fitting else "use --size tiny and a small --side"
     raise ValueError(
         f"expected a run that fits into the {gigabytes(free)} of memory free on {device}, found that {' x '.join(map(str, grid.shape))} with the {recipe.generator} pair of width {recipe.width} and batches of {recipe.batch} needs about {gigabytes(wanted)}: {out}, or a machine with more memory"

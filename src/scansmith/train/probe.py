@@ -233,7 +233,12 @@ def fastest_machine(recipe: Recipe, clock: Clock, budget_s: float) -> tuple[Reci
     steps = {candidate: clock.stepper(candidate) for candidate in candidates}
     times: dict[Recipe, list[float]] = {candidate: [] for candidate in candidates}
     began, rounds = time.monotonic(), 0
-    while rounds < 4 or time.monotonic() - began < budget_s:
+
+    def spent() -> float:
+        return time.monotonic() - began
+
+    # Two rounds at least; more where steps are not so slow that they would eat the minutes.
+    while rounds < 2 or spent() < budget_s or (rounds < 4 and spent() < 2.0 * budget_s):
         for candidate in list(steps):
             try:
                 seconds = steps[candidate]()
@@ -274,7 +279,7 @@ class Clock:
         """Seconds of a step: the lower quartile, after the first, which warms up."""
         step, began = self.stepper(recipe), time.monotonic()
         times: list[float] = []
-        while len(times) < 4 or time.monotonic() - began < budget_s:
+        while len(times) < 2 or time.monotonic() - began < budget_s:
             times.append(step())
         return quartile(times[1:])
 

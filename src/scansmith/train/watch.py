@@ -22,7 +22,7 @@ from ..runtime import derive_seed, write_atomic
 FEWEST = 16  # below this many images a Fréchet distance says nothing
 MOST = 256
 FLOOR_DRAWS = 8
-SCORED = 128  # images of each kind whose scores the overfitting is read from
+SCORED = 64  # images of each kind whose scores the overfitting is read from; more cost as much as the samples
 Scores = Callable[[Tensor, Tensor | None], Tensor]
 
 
@@ -38,7 +38,7 @@ class Reference:
         radii: (N,) distance of each to its fifth neighbour.
         train: (M, 512) features of training images; of the other half where validation has too few.
         to_train: median distance of `features` to the nearest of `train`; to_real: to the nearest other of `features`.
-        train_images, real_images: up to 128 of both, (n, C, *spatial) float32, with their class numbers (n,) or None.
+        train_images, real_images: up to 64 of both, (n, C, *spatial) float32, with their class numbers (n,) or None.
     """
 
     features: np.ndarray
@@ -85,7 +85,7 @@ def reference(
     draws = [pool[random.permutation(len(pool))[:count]] for _ in range(FLOOR_DRAWS)]
     floor = float(np.mean([frechet(draw, real_features) for draw in draws]))
     to_train, to_real = _nearest(real_features, pool), _nearest(real_features)
-    if not min(floor, to_train, to_real) > 0:
+    if not floor > 0:
         return None
     return Reference(
         real_features, floor, _spread(real_features), name, prdc.radii(real_features), pool, to_train, to_real,
@@ -116,12 +116,14 @@ def measure(
     real: Reference,
     device: torch.device,
     scores: Scores | None = None,
+    images: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """What the samples are worth now; as many as the reference has images, always from the same latents.
 
     Args:
         scores: D's scores (B,) of images (B, C, *spatial) and their classes under the present augmentation; None leaves
             the overfitting out.
+        images: what `samples` gave for the same seed and classes, at least as many as the reference has; None makes them.
 
     Returns:
         "quality": Fréchet distance over floor (1 = as two sets of real images); "diversity": spread over the real
@@ -130,7 +132,7 @@ def measure(
     """
     began = time.monotonic()
     count = len(real.features)
-    images = samples(generator, seed, count, classes, device)
+    images = samples(generator, seed, count, classes, device) if images is None else images[:count]
     fake = features(images, device=device)
     if not np.isfinite(fake).all():
         nothing = dict.fromkeys(("quality", "diversity", "coverage", "recall", "copying", "overfit", "overfit_error"))
