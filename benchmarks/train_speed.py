@@ -1,9 +1,9 @@
 """Training images/s at 64 px against the plain way: same networks, batch, threads and exact R1 + R2, in turns in one process.
 
-    python benchmarks/train_speed.py [--rounds 12] [--device cpu]
+    python benchmarks/train_speed.py [--rounds 12] [--device cpu] [--compile]
 
 The plain way is eager, float32 and NCHW, upsamples then convolves, takes the penalty's gradient by double backpropagation,
-and draws new fakes for each player. Each row adds one thing to the row above; the last row is what `scansmith train` runs.
+and draws new fakes for each player. Each row adds one thing to the row above, up to what `scansmith train` runs.
 Also printed: what drawing a batch from the memory map costs, in per cent of a step.
 """
 
@@ -29,9 +29,15 @@ from scansmith.preprocess import Grid
 from scansmith.runtime import choose_device, cpu_count
 from scansmith.train import loop
 from scansmith.train.objectives import OBJECTIVES
+from scansmith.train.parallel import Group
 from scansmith.train.recipes import RECIPES, schedule
+from scansmith.train.synthesis import augmented
+from scansmith.train.watchman import Watchman
 
 SIDE = 64
+OURS = "+ both players on the same fakes = scansmith train"
+FREE = "the last row without its penalty"
+COMPILED = "scansmith train with a compiled generator"
 
 
 class PlainUpConv(UpConv):
@@ -44,28 +50,31 @@ class PlainUpConv(UpConv):
 class Arm:
     """One way to train: its own objective and optimisers, started from the same weights."""
 
-    def __init__(self, recipe, data, device, fused_up=False, closed_form=False, shared_fakes=False):
+    def __init__(self, recipe, data, device, fused_up=False, closed_form=False, shared_fakes=False, compiled=False):
         torch.manual_seed(0)
-        self.recipe, self.data, self.device = recipe, data, device
+        self.recipe, self.data, self.group = recipe, data, Group(device=device)
         self.closed_form, self.shared_fakes = closed_form, shared_fakes
-        self.objective = OBJECTIVES["synthesis"](recipe, 1, Grid.choose(SIDE, SIDE, SIDE), 0)
+        self.objective = OBJECTIVES["synthesis"](recipe, 1, Grid.choose((SIDE, SIDE), SIDE), 0)
         if not fused_up:
             for up in self.objective.generator.ups:
                 up.__class__ = PlainUpConv
         loop.prepare_machine(self.objective, recipe, device)
-        self.optimizers = {name: loop.adam(network) for name, network in loop.players(self.objective).items()}
+        self.optimizers = {name: loop.adam(network, recipe) for name, network in loop.players(self.objective).items()}
+        if compiled:
+            self.objective.generator.compile()
+        self.watchman = Watchman(recipe)
         self.seconds = []
 
     def step(self, number):
         start = time.perf_counter()
         now = schedule(self.recipe, self.recipe.images)
-        batch = loop.draw_batch(self.recipe, number, self.data, self.device, now)
+        batch = loop.draw_batch(self.recipe, number, self.data, self.group, now)
         if self.shared_fakes:
             for name, optimizer in self.optimizers.items():
-                loop.update(name, batch, self.objective, optimizer, self.recipe.precision, now, self.device)
+                loop.update(name, batch, self.objective, optimizer, self.recipe, now, self.group, self.watchman)
         else:
             self.plain_step(batch, now)
-        if self.device.type == "cuda":
+        if self.group.device.type == "cuda":
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - start)
 
@@ -73,10 +82,11 @@ class Arm:
         """Two updates as a textbook writes them."""
         g, d = self.objective.generator, self.objective.discriminator
         d.requires_grad_(True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+        mixed = torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+        with mixed:
             with torch.no_grad():
                 fake = g(batch.z)
-            images = self.objective._augmented(torch.cat([batch.images, fake]), batch).requires_grad_(True)
+            images = augmented(torch.cat([batch.images, fake]), batch, sets=2).requires_grad_(True)
             if self.closed_form:
                 scores, penalty = d.scores_and_penalty(images)
             else:
@@ -87,8 +97,8 @@ class Arm:
             )
         self.move("discriminator", loss, now)
         d.requires_grad_(False)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            images = self.objective._augmented(torch.cat([batch.images, g(batch.z)]), batch)
+        with mixed:
+            images = augmented(torch.cat([batch.images, g(batch.z)]), batch, sets=2)
             loss = losses.relativistic_generator(*d(images).chunk(2))
         self.move("generator", loss, now)
 
@@ -104,6 +114,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--compile", action="store_true", help="a row with a compiled generator, and how long that takes"
+    )
     options = parser.parse_args()
     device = choose_device(options.device)
     threads = cpu_count() if device.type == "cpu" else 0
@@ -120,8 +133,14 @@ def main():
             "+ bf16": Arm(fast, data, device),
             "+ upsampling folded into one transposed convolution": Arm(fast, data, device, fused_up=True),
             "+ closed-form penalty": Arm(fast, data, device, fused_up=True, closed_form=True),
-            "+ both players on the same fakes = scansmith train": Arm(fast, data, device, True, True, True),
+            OURS: Arm(fast, data, device, True, True, True),
+            FREE: Arm(replace(fast, penalty="none"), data, device, True, True, True),
         }
+        if options.compile:
+            arms[COMPILED] = Arm(fast, data, device, True, True, True, compiled=True)
+            start = time.perf_counter()
+            arms[COMPILED].step(0)
+            print(f"first step of the compiled generator: {time.perf_counter() - start:.0f} s")
         for number in range(options.rounds + 2):
             for arm in arms.values():
                 arm.step(number)
@@ -147,9 +166,10 @@ def report(arms, batches, recipe, device, threads):
     print(f"{'':54s}{'images/s':>10s}{'ratio':>8s}")
     for name, median in medians.items():
         print(f"{name:54s}{recipe.batch / median:10.1f}{first / median:8.2f}")
-    last = list(medians.values())[-1]
+    last = medians[OURS]
+    print(f"a step with the penalty over one without it: {last / medians[FREE]:.2f}")
     print(
-        f"drawing a batch from the memory map: {1e3 * statistics.median(batches):.2f} ms, {100 * statistics.median(batches) / last:.2f} % of the last row's step"
+        f"drawing a batch from the memory map: {1e3 * statistics.median(batches):.2f} ms, {100 * statistics.median(batches) / last:.2f} % of a step of scansmith train"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..dataset import Level
 from ..runtime import Interrupted, Progress, derive_seed, stop_flag
@@ -268,12 +268,31 @@ def observe(
     chosen = np.arange(min(len(data.rows), 512))
     shown = torch.from_numpy(data.level.batch(data.rows[chosen])).to(group.device)
     objective.settle(average, shown, None if data.classes is None else torch.from_numpy(data.classes[chosen]))
-    sheet = watch.samples(average, recipe.seed, 64, data.class_numbers, group.device)
-    watch.save_sheet(run / "samples" / f"{images:09d}.png", sheet)
+    count = max(64, 0 if data.real is None else len(data.real.features))
+    made = watch.samples(average, recipe.seed, count, data.class_numbers, group.device)
+    watch.save_sheet(run / "samples" / f"{images:09d}.png", made[:64])
     row: dict[str, Any] = {"quality": None, "diversity": None}
     if data.real is not None:
-        row = watch.measure(average, recipe.seed, data.class_numbers, data.real, group.device)
+        scores = scoring(objective, recipe, images, now)
+        row = watch.measure(average, recipe.seed, data.class_numbers, data.real, group.device, scores, made)
     return {**row, "watch_s": round(time.monotonic() - began, 3)}
+
+
+def scoring(objective: Objective, recipe: Recipe, images: int, now: Values) -> watch.Scores | None:
+    """The judge's scores of any images under the present augmentation; None without a judge."""
+    judge = objective.judge
+    if judge is None:
+        return None
+    random = torch.Generator().manual_seed(derive_seed(recipe.seed, "scores", images))
+
+    def scores(shown: Tensor, classes: Tensor | None) -> Tensor:
+        training = judge.training
+        judge.eval()  # batch norm must not learn from what it is asked
+        found: Tensor = judge(objective.seen(shown, now.augment, random), classes)
+        judge.train(training)
+        return found
+
+    return scores
 
 
 def words(row: dict[str, Any]) -> str:

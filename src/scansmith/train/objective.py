@@ -59,6 +59,15 @@ class Objective(nn.Module):
     model: str
     generator_arguments: dict[str, Any]
 
+    @property
+    def judge(self) -> nn.Module | None:
+        """The discriminator, whose scores tell how much it has learned by heart; None without one."""
+        return None
+
+    def seen(self, images: Tensor, augment: float, random: torch.Generator) -> Tensor:
+        """Images as the judge sees them under an augmentation of that probability."""
+        return images
+
     def settle(self, average: nn.Module, images: Tensor, classes: Tensor | None) -> None:
         """Before samples are drawn: what the averaged model still needs from training images; most need nothing."""
 

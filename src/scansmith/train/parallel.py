@@ -145,7 +145,6 @@ def peers_needed() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # of torch.distributed all are RuntimeErrors
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RuntimeError(
-            f"another process of this training ended or cannot be reached (its own message, if it left one, says why); start the same command again, it goes on from the last checkpoint [{first}]"
+            "another process of this training ended or cannot be reached (its own message, if it left one, says why); start the same command again, it goes on from the last checkpoint"
         ) from error

@@ -166,12 +166,14 @@ def task_of(data: Dataset) -> Task:
 
 def gather(data: Dataset, level: Level, seed: int, device: torch.device) -> loop.Data:
     """Training rows, their classes, and the reference for quality; the holdout is not touched."""
-    rows = training_rows(data)
+    rows, classes = training_rows(data), data.classes()
     random = np.random.default_rng(derive_seed(seed, "reference"))
     sample = random.permutation(rows)[: 2 * watch.MOST]
-    validation = random.permutation(data.rows("validation"))[: watch.MOST]
-    real = watch.reference(level.batch(sample), level.batch(validation), seed, device)
-    return loop.Data(level, rows, data.classes()[rows] if data.labels else None, real)
+    unseen = data.rows("validation")
+    validation = random.permutation(unseen[classes[unseen] >= 0] if data.labels else unseen)[: watch.MOST]
+    labelled = (classes[sample], classes[validation]) if data.labels else (None, None)
+    real = watch.reference(level.batch(sample), level.batch(validation), seed, device, *labelled)
+    return loop.Data(level, rows, classes[rows] if data.labels else None, real)
 
 
 def configuration(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import augment
 from ..losses import LOSSES, interpolated_penalty, scores_and_penalty
@@ -64,6 +64,14 @@ class Synthesis(Objective):
         self._fake = None
         loss = self.g_loss(real, fake)
         return loss, {"loss_g": loss.detach()}
+
+    @property
+    def judge(self) -> nn.Module:
+        return self.discriminator
+
+    def seen(self, images: Tensor, augment: float, random: torch.Generator) -> Tensor:
+        """Images under the augmentation, as in training."""
+        return augmented(images, Batch(images, None, images, 0.0, augment, random))
 
     def pair(self, images: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scores of the real and of the fake half; apart where D normalises over the batch, as published."""

@@ -151,7 +151,7 @@ def measure(
         kinds = ((real.train_images, real.train_classes), (real.real_images, real.real_classes))
         sets = (*kinds, (torch.from_numpy(images[:SCORED]), made))
         overfit, error = overfitting(*(_scored(scores, *one, device) for one in sets))
-    rounded = {key: round(value, 4) for key, value in row.items()}
+    rounded = {key: None if value is None else round(value, 4) for key, value in row.items()}
     rest = {"overfit": overfit, "overfit_error": error, "reference": real.name}
     return {**rounded, **rest, "watch_s": round(time.monotonic() - began, 3)}
 
@@ -161,13 +161,15 @@ def _scored(scores: Scores, images: Tensor, classes: Tensor | None, device: torc
         return scores(images.to(device), None if classes is None else classes.to(device)).double().cpu().numpy()
 
 
-def copying(fake: np.ndarray, real: Reference, between: np.ndarray) -> float:
+def copying(fake: np.ndarray, real: Reference, between: np.ndarray) -> float | None:
     """How much nearer samples lie to training images than unseen real ones do: about 1 when they are new, 0 for copies.
 
     (d(fake, train) / d(validation, train)) / (d(fake, validation) / d(validation, validation)), medians of distances to the
     nearest. The lower half takes out what brings a sample near to any image, such as blur. Without validation images the
-    upper half alone.
+    upper half alone. None when half of the real images are copies of each other.
     """
+    if min(real.to_train, real.to_real) <= 0.0:
+        return None
     to_train = _nearest(fake, real.train) / real.to_train
     if real.name != "validation":
         return to_train

@@ -40,19 +40,26 @@ NORM_WINDOW = 200  # updates that the running mean remembers
 SKIPS = 8  # refused updates of one player in a row after which skipping does not help
 
 # What the penalty gamma/2 (R1 + R2) holds: if D cannot lower its loss by scaling its scores, then
-# gamma (R1 + R2) = E[gap sigmoid(-gap)], so penalty / (constant loss - loss) is at most about 1/2. Measured .04 to .6; below
-# this the penalty holds nothing.
-WEAK_PENALTY = 0.002
-LEAST_GAIN = 0.005  # what a D must gain over the constant loss before this says anything: twice its noise
+# gamma (R1 + R2) = E[gap sigmoid(-gap)], so penalty / (constant loss - loss) is at most about 1/2. Measured in healthy runs .015 to .9, the
+# penalty itself 1e-4 and more; below .001 of the gain, or of what can be told from no gain, it holds nothing.
+WEAK_PENALTY = 0.001
+LEAST_GAIN = 0.005  # twice the noise of the gain's running mean
 GAMMA_FLOOR = 0.3  # of the weight that the probe would choose, where a recipe has less
 SATURATED = 0.02  # share of the constant loss below which D always wins and G's gradient fades
 WINDOW = 64  # updates that the running means of the losses remember
 
-# Ticks. Two bad ones in a row count: 100 validation images are noisy.
-GRACE = 0.25  # share of the run before a collapse is judged: samples are alike at the beginning
-COLLAPSED = 0.3  # diversity beside real images: healthy .64 and more
-LOST_COVERAGE = 0.25  # of the best coverage so far, which must have reached .2
-DECLINE = 2.0  # times the best quality so far, and one more: healthy runs swing by 1.2
+# Ticks. Two bad ones in a row count, over 64 updates at least: 100 validation images are noisy. Nothing is judged before a
+# quarter of the run and 256 updates have passed: samples are alike and far away at the beginning (diversity .1 to .4 and
+# quality swinging threefold in the first 60 updates at 64 px).
+GRACE, GRACE_UPDATES = 0.25, 256
+ALIKE, COLLAPSED = (
+    0.1,
+    0.3,
+)  # diversity; share of the best diversity so far, of which no more than 1 counts: healthy .6 and more
+# Of the best coverage so far, which must have reached .2, while quality is 1.5 times the best or more: healthy runs of 200
+# steps dip to .3 for two ticks.
+LOST_COVERAGE = 0.2
+DECLINE = 2.0  # times the best quality so far, and one more: healthy runs of 200 steps swing by 2
 COPYING = 0.5  # samples twice as near to training images as unseen real ones are: healthy .85 to 1.2
 OSCILLATION = 0.5  # autocorrelation of the gap's block means one period on: 4 standard errors of noise
 BLOCKS = 64  # block means of the gap that are kept, over half a run
@@ -81,7 +88,7 @@ SAW = {
 }
 DID = {
     "roll_back": "back to the last good weights",
-    "raise_gamma": "gamma is doubled",
+    "raise_gamma": "gamma is raised",
     "lower_rate": "the learning rate is halved",
     "raise_augmentation": "augmentation is raised",
     "lower_augmentation": "augmentation is lowered again",
@@ -218,8 +225,8 @@ class Watchman:
         if not self.recipe.watch:
             return acts
         suspected = self._suspicions(row, images)
-        state["bad"] = {reason: state["bad"].get(reason, 0) + 1 for reason in suspected}
-        sure = [reason for reason, times in state["bad"].items() if times >= 2]
+        state["bad"] = {reason: state["bad"].get(reason, images) for reason in suspected}
+        sure = [reason for reason, first in state["bad"].items() if images - first >= WINDOW * self.recipe.batch]
         acts += self._tune_augmentation(row, "memorising" in sure)
         grave = [reason for reason in sure if reason != "memorising"]
         if grave:
@@ -229,28 +236,38 @@ class Watchman:
         if state["healthy"]:
             state["calm"] += 1
             state["good"] = copy.deepcopy({"norms": state["norms"]})
-        self._remember(row)
+        if not self._early(images):
+            self._remember(row)
         return acts
 
     def _suspicions(self, row: Mapping[str, Any], images: int) -> list[str]:
         """What this tick alone makes one think of, the gravest first."""
+        if self._early(images):
+            return []
         best = self.state["best"]
         quality, diversity, coverage, copying = (
             row.get(key) for key in ("quality", "diversity", "coverage", "copying")
         )
-        late = images > GRACE * self.recipe.images
         found = {
             "not_finite": quality is None and "quality" in best,
-            "collapse": late and diversity is not None and diversity < COLLAPSED,
-            "low_coverage": coverage is not None
-            and best.get("coverage", 0.0) >= 0.2
-            and coverage < LOST_COVERAGE * best["coverage"],
+            "collapse": diversity is not None
+            and diversity < max(ALIKE, COLLAPSED * min(1.0, best.get("diversity", 0.0))),
+            "low_coverage": self._lost_coverage(coverage, quality),
             "decline": quality is not None and "quality" in best and quality > DECLINE * best["quality"] + 1.0,
-            "score_gap": late and self._saturated(),
+            "score_gap": self._saturated(),
             "oscillation": oscillates(self.state["gaps"]),
             "memorising": copying is not None and copying < COPYING,
         }
         return [reason for reason, seen in found.items() if seen]
+
+    def _early(self, images: int) -> bool:
+        return images < max(GRACE * self.recipe.images, GRACE_UPDATES * self.recipe.batch)
+
+    def _lost_coverage(self, coverage: float | None, quality: float | None) -> bool:
+        best = self.state["best"]
+        if coverage is None or quality is None or best.get("coverage", 0.0) < 0.2:
+            return False
+        return bool(coverage < LOST_COVERAGE * best["coverage"] and quality > 1.5 * best["quality"])
 
     def _saturated(self) -> bool:
         constant = self._constant
@@ -262,7 +279,7 @@ class Watchman:
 
     def _remember(self, row: Mapping[str, Any]) -> None:
         best = self.state["best"]
-        for key, choose in (("quality", min), ("coverage", max)):
+        for key, choose in (("quality", min), ("coverage", max), ("diversity", max)):
             if row.get(key) is not None:
                 best[key] = choose(best.get(key, row[key]), row[key])
 
@@ -372,8 +389,8 @@ def fresh() -> dict[str, Any]:
         "penalty": 0.0,  # running mean of the penalty
         "gaps": [],  # block means of the gap
         "block": [0.0, 0],  # sum and count of the block that is being filled
-        "bad": {},  # reason -> bad ticks in a row
-        "best": {},  # best quality and coverage so far
+        "bad": {},  # reason -> images at the first of the bad ticks in a row
+        "best": {},  # best quality, coverage and diversity so far
         "saturated": {},  # reason -> times augmentation was wanted at its limit
         "rung": 0,
         "calm": 0,  # healthy ticks since the last climb
@@ -406,7 +423,7 @@ def updated(level: Sequence[float], size: float) -> list[float]:
 
 def penalty_is_weak(gain: float, penalty: float) -> bool:
     """Whether gamma/2 (R1 + R2) is next to nothing beside what D gains over a constant D."""
-    return gain > LEAST_GAIN and penalty < WEAK_PENALTY * gain
+    return penalty < WEAK_PENALTY * max(gain, LEAST_GAIN)
 
 
 def oscillates(series: Sequence[float]) -> bool:
