@@ -107,7 +107,7 @@ def made(tmp_path_factory):
         patch.setattr(
             probe, "fastest_machine", lambda recipe, *_args, **_options: (dataclasses.replace(recipe, threads=1), 0.1)
         )
-        patch.setattr(probe, "time_step", lambda *_args, **_options: 0.1)
+        patch.setattr(probe.Clock, "time", lambda *_args, **_options: 0.1)
         patch.setattr(probe.Probe, "images_in", lambda self, seconds: 96)
         patch.chdir(root)
         run_commands("scansmith phantom phantom --seed 7")

@@ -123,7 +123,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_ends_with_the_same_bits(scans
         return real(*arguments)
 
     monkeypatch.setattr(probe, "fastest_machine", lambda recipe, *_args, **_options: (replace(recipe, threads=1), 0.4))
-    monkeypatch.setattr(probe, "time_step", lambda *_args, **_options: 0.4)
+    monkeypatch.setattr(probe.Clock, "time", lambda *_args, **_options: 0.4)
     monkeypatch.setattr(loop, "update", stop_in_the_middle)
     with pytest.raises(Interrupted, match="the same command goes on"):
         run(scans, out, minutes=MINUTES, count=40, labels=str(table))

@@ -14,6 +14,7 @@ The first number is the generation: a dataset that grows is written beside the o
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -183,7 +184,10 @@ class Dataset:
                     for row, image in enumerate(self._layers["images"]):
                         file.write(grid.apply(image, fill=self.columns["low"][row]).tobytes())
 
-            write_atomic(path, fill)
+            # Under a name of its own first: two trainings may make the same level at the same time.
+            own = path.with_name(f"{path.stem}-{os.getpid()}.npy")
+            write_atomic(own, fill)
+            own.replace(path)
         window = np.array([self.columns["low"], self.columns["high"]], np.float32)
         return Level(np.load(path, mmap_mode="r"), window[0], window[1])
 

@@ -201,14 +201,17 @@ class Interrupted(Exception):
 def stop_flag() -> Iterator[Callable[[], bool]]:
     """Inside, Ctrl-C and SIGTERM only raise a flag, which the returned function reads; a second Ctrl-C is immediate.
 
+    Launchers send several signals at once, so only a Ctrl-C a second after the first signal counts as the second one.
     Outside the main thread, where signals cannot be caught, the flag stays down.
     """
-    seen: list[int] = []
+    seen: list[float] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
+            if number == signal.SIGINT and time.monotonic() - seen[0] > 1.0:
+                raise KeyboardInterrupt
+            return
+        seen.append(time.monotonic())
         print("\nstopping after this step (press Ctrl-C again to stop at once) ...", file=sys.stderr)
 
     try:

@@ -66,7 +66,7 @@ class Autoencoding(Objective):
 
     def leave(self, average: nn.Module, data: Dataset, level: Level, run: Path, device: torch.device) -> None:
         """latents.npz (codes of every image with its case, slice, split and label) and samples/reconstructions.png."""
-        classes = torch.from_numpy(data.classes()) if data.labels else None
+        classes = torch.from_numpy(data.classes()) if self.generator_arguments["classes"] else None
         known = np.arange(len(data)) if classes is None else np.flatnonzero(data.classes() >= 0)
         codes = [
             encode(average, torch.from_numpy(level.batch(rows)).to(device), None if classes is None else classes[rows])

@@ -38,7 +38,7 @@ class Keeper:
         """Go on from the last checkpoint, or write the first one; returns its state."""
         path = self.run / CHECKPOINT
         if not self.group.agree(path.is_file()):
-            state = {"step": 0, "seconds": 0.0, "ended": "", "good_at": 0, "watchman": None, "choice": {}}
+            state = {"step": 0, "seconds": 0.0, "ended": "", "good_at": 0, "watchman": None, "choice": {}, "means": {}}
             self.save(state, good=True)
             return state
         state = load(path, self.modules, self.optimizers)

@@ -82,9 +82,9 @@ def fit(
     state = keeper.load()
     watchman, choice = Watchman(recipe, state["watchman"]), Choice(recipe, **state["choice"])
     progress.resume(state["step"] * recipe.batch)
-    log = checkpoint.Log(run, state["step"] * recipe.batch, writes=group.main)
+    log = checkpoint.Log(run, state["step"] * recipe.batch or -1, writes=group.main)
     tick_every = max(1, recipe.steps // recipe.ticks)
-    began, means, cut = time.monotonic() - state["seconds"], Means(), False
+    began, means, cut = time.monotonic() - state["seconds"], Means(state["means"]), False
 
     def carry_out(acts: Sequence[Act], images: int) -> None:
         """Log acts; those that only the loop can do are done here, the others speak through `watchman.adjusted`."""
@@ -97,7 +97,8 @@ def fit(
                 state["ended"] = act.words
 
     if state["step"] == 0:
-        counts = [] if data.classes is None else np.bincount(data.classes).tolist()
+        classes = objective.generator_arguments["classes"]
+        counts = [] if data.classes is None else np.bincount(data.classes, minlength=classes).tolist()
         carry_out(watchman.begin(counts, len(data.rows)), 0)
     with stop_flag() as stopping:
         for step in range(state["step"], recipe.steps):
@@ -127,17 +128,17 @@ def fit(
                 row |= {"images_per_s": round(progress.rate, 2), **means.take(), "lr": now.learning_rate}
                 row |= {"gamma": now.gamma, "augment": now.augment, "cut": cut}
                 row |= group.agree(observe(objective, average, recipe, data, run, images, now, group))
-                carry_out(watchman.tick(row, images), images)
                 log.write(row)
                 if choice.better(row, images):
                     follow(best, average, 0.0)
+                carry_out(watchman.tick(row, images), images)
                 if choice.over(images):
                     state["ended"] = state["ended"] or "done"
-                state |= {"watchman": watchman.to_json(), "choice": choice.to_json()}
+                state |= {"watchman": watchman.to_json(), "choice": choice.to_json(), "means": {}}
                 keeper.save(state, good=watchman.healthy)
                 progress.update(images, words(row))
             elif stop:
-                state |= {"watchman": watchman.to_json()}
+                state |= {"watchman": watchman.to_json(), "means": means.sums}
                 keeper.save(state)
             if stop:
                 log.close()
@@ -283,9 +284,10 @@ def scoring(objective: Objective, recipe: Recipe, images: int, now: Values) -> w
     judge = objective.judge
     if judge is None:
         return None
-    random = torch.Generator().manual_seed(derive_seed(recipe.seed, "scores", images))
 
     def scores(shown: Tensor, classes: Tensor | None) -> Tensor:
+        # The same draws for every set that is asked about.
+        random = torch.Generator().manual_seed(derive_seed(recipe.seed, "scores", images))
         training = judge.training
         judge.eval()  # batch norm must not learn from what it is asked
         found: Tensor = judge(objective.seen(shown, now.augment, random), classes)
@@ -341,16 +343,21 @@ class Choice:
 
 @dataclass
 class Means:
-    """Means since the last tick, of what was finite."""
+    """Means since the last tick, of what was finite.
+
+    Attributes:
+        sums: name -> [sum, count].
+    """
 
     sums: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, values: dict[str, float]) -> None:
         for key, value in values.items() if all(map(math.isfinite, values.values())) else ():
-            self.sums.setdefault(key, []).append(value)
+            total, count = self.sums.get(key, (0.0, 0))
+            self.sums[key] = [total + value, count + 1]
 
     def take(self) -> dict[str, float | None]:
         """The means, rounded, and start anew."""
-        result = {key: float(f"{sum(values) / len(values):.6g}") for key, values in self.sums.items()}
+        result = {key: float(f"{total / count:.6g}") for key, (total, count) in self.sums.items()}
         self.sums = {}
         return {**dict.fromkeys(("loss_d", "loss_g", "gap", "r1", "r2")), **result}

@@ -146,7 +146,12 @@ def base_recipe(name: str | Recipe, seed: int) -> Recipe:
 def training_rows(data: Dataset) -> np.ndarray:
     """The rows to learn from: the training split, without images that have no label where others have one."""
     rows = data.rows("train")
-    return rows[data.classes()[rows] >= 0] if data.labels else rows
+    return rows[data.classes()[rows] >= 0] if labels_of(data) else rows
+
+
+def labels_of(data: Dataset) -> list[str]:
+    """The labels that are learned: a single one says nothing, and is left out."""
+    return data.labels if len(data.labels) > 1 else []
 
 
 def task_of(data: Dataset) -> Task:
@@ -161,7 +166,7 @@ def task_of(data: Dataset) -> Task:
             f"expected at least {FEWEST_TRAINING} training images in {data.root}, found {count}: add scans and prepare again"
         )
     channels, *size = data.shape
-    return Task(channels, tuple(size), len(data.labels), count)
+    return Task(channels, tuple(size), len(labels_of(data)), count)
 
 
 def gather(data: Dataset, level: Level, seed: int, device: torch.device) -> loop.Data:
@@ -170,10 +175,10 @@ def gather(data: Dataset, level: Level, seed: int, device: torch.device) -> loop
     random = np.random.default_rng(derive_seed(seed, "reference"))
     sample = random.permutation(rows)[: 2 * watch.MOST]
     unseen = data.rows("validation")
-    validation = random.permutation(unseen[classes[unseen] >= 0] if data.labels else unseen)[: watch.MOST]
-    labelled = (classes[sample], classes[validation]) if data.labels else (None, None)
+    validation = random.permutation(unseen[classes[unseen] >= 0] if labels_of(data) else unseen)[: watch.MOST]
+    labelled = (classes[sample], classes[validation]) if labels_of(data) else (None, None)
     real = watch.reference(level.batch(sample), level.batch(validation), seed, device, *labelled)
-    return loop.Data(level, rows, classes[rows] if data.labels else None, real)
+    return loop.Data(level, rows, classes[rows] if labels_of(data) else None, real)
 
 
 def configuration(
@@ -194,8 +199,8 @@ def configuration(
         "intensity": {**window, "units": data.info["units"]},
         "orientation": common_orientation(data.columns["affine"][rows], grid.dimensions),
         "spacing": None if spacing is None else [mm * factor for mm, factor in zip(spacing, scale, strict=True)],
-        "labels": data.labels,
-        "label_counts": [int((data.classes()[rows] == number).sum()) for number in range(len(data.labels))],
+        "labels": labels_of(data),
+        "label_counts": [int((data.classes()[rows] == number).sum()) for number in range(len(labels_of(data)))],
         "data_hash": data.info["hash"],
         "recipe": asdict(recipe),
         "images_seen": outcome["images"],
