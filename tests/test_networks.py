@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from scansmith import losses
 from scansmith.networks import DISCRIMINATORS, GENERATORS
-from scansmith.networks.blocks import CHANNELS_LAST, UP_CONVOLUTIONS, count_parameters, latent, layout_of
+from scansmith.networks.blocks import CHANNELS_LAST, UP_CONVOLUTIONS, BatchNorm, count_parameters, latent, layout_of
 from scansmith.networks.residual import CHANNELS
 
 # base, doublings, channels, classes
@@ -220,7 +220,7 @@ def test_dcgan_is_laid_out_as_published():
     assert [up.weight.shape[:2] for up in generator.ups] == [(1024, 512), (512, 256), (256, 128), (128, 3)]
     assert [up.bias is None for up in generator.ups] == [True, True, True, False]
     assert [down.out_channels for down in critic.downs] == [64, 128, 256, 512]
-    assert [type(norm) for norm in critic.norms] == [nn.Identity, *[nn.BatchNorm2d] * 3]
+    assert [type(norm) for norm in critic.norms] == [nn.Identity, *[BatchNorm] * 3]
     torch.manual_seed(0)
     weights = DISCRIMINATORS["dcgan"](1, (4, 4), 3, 32).downs[2].weight
     assert abs(float(weights.std().detach()) - 0.02) < 0.001 and abs(float(weights.mean().detach())) < 0.001
@@ -274,3 +274,17 @@ def test_both_residual_networks_of_a_size_weigh_the_same(width, millions):
         with torch.device("meta"):
             network = family["residual"](1, (4, 4), 5 if width <= 256 else 6, width)
         assert count_parameters(network) / 1e6 == pytest.approx(millions, rel=0.05)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 4, 7), (3, 5, 4, 2, 3)])
+def test_batch_norm_equals_that_of_torch_in_training_and_evaluation(shape):
+    torch.manual_seed(0)
+    own, theirs = BatchNorm(5), (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm3d)(5)
+    with torch.no_grad():
+        own.weight.copy_(torch.rand(5))
+        theirs.weight.copy_(own.weight)
+    for _ in range(3):
+        x = 2.0 * torch.randn(shape) + 1.0
+        torch.testing.assert_close(own(x), theirs(x))
+    torch.testing.assert_close(own.running_var, theirs.running_var)
+    torch.testing.assert_close(own.eval()(x), theirs.eval()(x))

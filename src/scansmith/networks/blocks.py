@@ -56,6 +56,51 @@ def folded(weight: Tensor) -> Tensor:
     return kernel
 
 
+class BatchNorm(nn.Module):
+    """Batch normalisation of (B, C, *spatial) with any number of dimensions (Ioffe 2015, algorithm 1).
+
+    With `processes` > 1 a training step takes the statistics over the parts of all processes, so that their number
+    changes rounding only. In evaluation mode running averages stand in, and no image depends on its neighbours.
+
+    Attributes:
+        processes: that share each batch; the training loop sets it, so that nothing else ever waits for others.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    momentum, eps = 0.1, 1e-5
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.processes = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.processes > 1 and self.training:
+            return self._over_processes(x)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+        )
+
+    def _over_processes(self, x: Tensor) -> Tensor:
+        from torch.distributed.nn.functional import all_reduce
+
+        axes = [0, *range(2, x.dim())]
+        own = x.float()
+        sums = torch.stack([own.mean(axes), own.square().mean(axes)])
+        mean, square = (all_reduce(sums) / self.processes).unbind()
+        variance = square - mean.square()
+        with torch.no_grad():
+            count = self.processes * x.numel() // x.shape[1]
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / max(1, count - 1)), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shape = (1, -1, *(1,) * (x.dim() - 2))
+        return (own * scale.view(shape) + (self.bias - mean * scale).view(shape)).to(x.dtype)
+
+
 def count_parameters(network: nn.Module) -> int:
     """Number of trainable values."""
     return sum(parameter.numel() for parameter in network.parameters())

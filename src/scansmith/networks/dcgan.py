@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import CHANNELS_LAST, CONVOLUTIONS, SLOPE
+from .blocks import CHANNELS_LAST, CONVOLUTIONS, SLOPE, BatchNorm
 
 DEVIATION = 0.02  # of all first weights (Radford 2015, section 4)
 _TRANSPOSED: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
     2: nn.ConvTranspose2d,
     3: nn.ConvTranspose3d,
 }
-_NORMS: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 class DcganGenerator(nn.Module):
@@ -42,12 +41,12 @@ class DcganGenerator(nn.Module):
     ) -> None:
         super().__init__()
         self.latent, self.base = latent, tuple(int(side) for side in base)
-        transposed, norm = _TRANSPOSED[len(self.base)], _NORMS[len(self.base)]
+        transposed = _TRANSPOSED[len(self.base)]
         widths = [min(8, 2 ** (doublings - 1 - level)) * width for level in range(doublings)]
         self.embed = nn.Embedding(classes, latent) if classes else None
         # The paper's first layer, a transposed convolution of one pixel, is this linear one.
         self.start = nn.Linear(latent * (2 if classes else 1), widths[0] * math.prod(self.base), bias=False)
-        self.norms = nn.ModuleList(norm(width) for width in widths)
+        self.norms = nn.ModuleList(BatchNorm(width) for width in widths)
         self.ups = nn.ModuleList(
             transposed(a, b, 4, stride=2, padding=1, bias=level == doublings - 1)
             for level, (a, b) in enumerate(pairwise([*widths, channels]))
@@ -80,12 +79,12 @@ class DcganDiscriminator(nn.Module):
 
     def __init__(self, channels: int, base: Sequence[int], doublings: int, width: int = 32, classes: int = 0) -> None:
         super().__init__()
-        convolution, norm = CONVOLUTIONS[len(base)], _NORMS[len(base)]
+        convolution = CONVOLUTIONS[len(base)]
         widths = [channels, *(min(8, 2**level) * width for level in range(doublings))]
         self.downs = nn.ModuleList(
             convolution(a, b, 4, stride=2, padding=1, bias=level == 0) for level, (a, b) in enumerate(pairwise(widths))
         )
-        self.norms = nn.ModuleList([nn.Identity(), *(norm(width) for width in widths[2:])])
+        self.norms = nn.ModuleList([nn.Identity(), *(BatchNorm(width) for width in widths[2:])])
         features = widths[-1] * math.prod(base)
         self.end = nn.Linear(features, 1)  # the paper's last layer, a convolution over the whole base grid
         self.embed = nn.Embedding(classes, features) if classes else None
@@ -108,7 +107,7 @@ class DcganDiscriminator(nn.Module):
 
 def _first_weights(module: nn.Module) -> None:
     """Weights ~ N(0, .02), norms ~ N(1, .02), biases 0."""
-    if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+    if isinstance(module, BatchNorm):
         nn.init.normal_(module.weight, 1.0, DEVIATION)
     elif isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
         nn.init.normal_(module.weight, 0.0, DEVIATION)

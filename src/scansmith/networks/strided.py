@@ -1,7 +1,9 @@
 """The strided pair: cheap layers that see many images in little time; the winner of the equal-time trial.
 
-Radford 2015 (DCGAN) gave the layout; here the generator upsamples by nearest neighbour and normalises by groups, the
-discriminator has no normalisation (a gradient penalty and batch statistics do not mix), and both end in float32.
+Radford 2015 (DCGAN) gave the layout; here the generator upsamples by nearest neighbour, the discriminator has no
+normalisation (a gradient penalty and batch statistics do not mix), and both end in float32. The generator's batch norm is
+worth much: normalised by groups, which takes each image's own level away, it began to differ between latents only after
+some 5,000 images (docs/log.md).
 """
 
 from __future__ import annotations
@@ -15,18 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import penalised
-from .blocks import CHANNELS_LAST, CONVOLUTIONS, SLOPE, UP_CONVOLUTIONS
+from .blocks import CHANNELS_LAST, CONVOLUTIONS, SLOPE, UP_CONVOLUTIONS, BatchNorm
 from .penalised import Bend, Convolution, Convolve
 
 
 class StridedGenerator(nn.Module):
-    """z (and class) -> image: a linear layer to the base grid, then `UpConv`, group norm, leaky ReLU per doubling.
+    """z (and class) -> image: a linear layer to the base grid, then `UpConv`, batch norm, leaky ReLU per doubling.
 
     Args:
         channels: image channels.
         base: smallest grid, (h0, w0) for images or (d0, h0, w0) for volumes.
         doublings: the image is (h0 * 2**doublings, w0 * 2**doublings); a volume likewise.
-        width: channels at the finest level; doubled per coarser level up to 8 * width. A multiple of 8.
+        width: channels at the finest level; doubled per coarser level up to 8 * width.
         latent: length of z.
         classes: number of classes, whose embedding goes beside z; 0 for none.
     """
@@ -41,7 +43,7 @@ class StridedGenerator(nn.Module):
         self.start = nn.Linear(latent * (2 if classes else 1), widths[0] * math.prod(self.base))
         up = UP_CONVOLUTIONS[len(self.base)]
         self.ups = nn.ModuleList(up(a, b) for a, b in zip([widths[0], *widths], widths))
-        self.norms = nn.ModuleList(nn.GroupNorm(8, b) for b in widths)
+        self.norms = nn.ModuleList(BatchNorm(b) for b in widths)
         self.end = CONVOLUTIONS[len(self.base)](widths[-1], channels, 3, padding=1)
 
     def forward(self, z: Tensor, classes: Tensor | None = None) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..dataset import Level
+from ..networks.blocks import CHANNELS_LAST, BatchNorm
 from ..runtime import Interrupted, Progress, derive_seed, stop_flag
 from . import checkpoint, watch
 from .objective import Batch, Objective
@@ -75,6 +76,9 @@ def fit(
         Hopeless: the watchman gave the run up.
     """
     prepare_machine(objective, recipe, group.device)
+    for module in objective.modules():
+        if isinstance(module, BatchNorm):
+            module.processes = group.size
     average = copy.deepcopy(objective.get_submodule(objective.model)).eval().requires_grad_(False)
     best = copy.deepcopy(average)
     optimizers = {name: adam(network, recipe) for name, network in players(objective).items()}
@@ -159,11 +163,8 @@ def prepare_machine(objective: Objective, recipe: Recipe, device: torch.device) 
     objective.to(device)
     if recipe.channels_last:
         for parameter in objective.parameters():
-            if parameter.ndim in LAYOUTS:
-                parameter.data = parameter.data.contiguous(memory_format=LAYOUTS[parameter.ndim])
-
-
-LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+            if parameter.ndim - 2 in CHANNELS_LAST:
+                parameter.data = parameter.data.contiguous(memory_format=CHANNELS_LAST[parameter.ndim - 2])
 
 
 def players(objective: Objective) -> dict[str, nn.Module]:
@@ -195,7 +196,7 @@ def draw_batch(recipe: Recipe, step: int, data: Data, group: Group, now: Values)
     chosen = draw_rows(recipe, step, data)[part]
     images = torch.from_numpy(data.level.batch(data.rows[chosen]))
     if recipe.channels_last:
-        images = images.contiguous(memory_format=LAYOUTS[images.ndim])
+        images = images.contiguous(memory_format=CHANNELS_LAST[images.ndim - 2])
     random = torch.Generator().manual_seed(derive_seed(recipe.seed, "step", step))
     z = torch.randn(recipe.batch, recipe.latent, generator=random)[part]
     classes = None if data.classes is None else torch.from_numpy(data.classes[chosen]).to(group.device)

@@ -236,7 +236,7 @@ def fastest_machine(recipe: Recipe, clock: Clock, budget_s: float) -> tuple[Reci
     usual = replace(recipe, precision="bf16", channels_last=True, threads=cores)
     plain = replace(usual, precision="fp32")
     candidates = [usual, plain, replace(plain, channels_last=False)]
-    if cores >= 4:
+    if cores >= 2:  # where other work keeps cores busy, threads wait for each other: two were ten times slower than one
         candidates.append(replace(usual, threads=cores // 2))
     steps = {candidate: clock.stepper(candidate) for candidate in candidates}
     times: dict[Recipe, list[float]] = {candidate: [] for candidate in candidates}

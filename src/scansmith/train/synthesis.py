@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import augment
 from ..losses import LOSSES, interpolated_penalty, scores_and_penalty
 from ..networks import DISCRIMINATORS, GENERATORS
+from ..networks.blocks import layout_of
 from ..preprocess import Grid
 from .objective import Batch, Objective
 from .recipes import Recipe
@@ -91,12 +92,4 @@ def augmented(images: Tensor, batch: Batch, sets: int = 1) -> Tensor:
             own = batch.positions(sets)
             drawn = augment.Draw(**{item.name: getattr(drawn, item.name)[own] for item in fields(drawn)})
         images = augment.apply(images, drawn)
-    return in_layout(images, batch.images)
-
-
-def in_layout(images: Tensor, like: Tensor) -> Tensor:
-    """`images` channels-last if `like` is."""
-    layout = torch.channels_last if images.ndim == 4 else torch.channels_last_3d
-    return images.contiguous(
-        memory_format=layout if like.is_contiguous(memory_format=layout) else torch.contiguous_format
-    )
+    return images.contiguous(memory_format=layout_of(batch.images))
