@@ -212,7 +212,7 @@ def ring() -> Problem:
 def grid() -> Problem:
     """5 x 5 modes 2 apart, sigma .05; learned at a quarter of the scale, so that it fills [-1, 1]."""
     side = torch.arange(-2.0, 3.0)
-    return points(2.0 * torch.cartesian_prod(side, side) / 4.0, 0.05 / 4.0, steps=6000, batch=128, critic_rate=3e-3)
+    return points(2.0 * torch.cartesian_prod(side, side) / 4.0, 0.05 / 4.0, steps=10_000, batch=128, critic_rate=3e-3)
 
 
 @cache

@@ -39,10 +39,15 @@ COMMANDS = ROOT / "docs" / "reference" / "commands.md"
 TINY = {
     "": {"minutes": "0.1", "count": "16", "images": "96", "side": "16", "draws": "3"},
     "train": {"minutes": "0.02"},
-    "phantom": {"patients": "10", "slices": "2", "size": "32"},
+    "phantom": {"patients": "10", "slices": "3", "size": "32"},
 }
 # Options whose defaults would take longer.
-ALWAYS = {"run": {"count": "16"}, "phantom": TINY["phantom"], "evaluate": {"draws": "3"}}
+ALWAYS = {
+    "run": {"count": "16"},
+    "phantom": TINY["phantom"],
+    "evaluate": {"draws": "3"},
+    "compare": {"count": "16", "images": "96", "side": "16"},
+}
 
 
 # ------------------------------------------------------------------------------------------------ snippets
@@ -206,7 +211,8 @@ def test_the_page_of_formats_names_every_format_and_modality():
 
 def test_artifacts_names_every_key_of_the_log_and_every_metric(made):
     text = (ROOT / "docs" / "reference" / "artifacts.md").read_text()
-    row = json.loads((made / "run" / "train" / "log.jsonl").read_text().splitlines()[0])
+    rows = map(json.loads, (made / "run" / "train" / "log.jsonl").read_text().splitlines())
+    row = {key: value for row in rows for key, value in row.items()}
     measured = json.loads((made / "run" / "metrics.json").read_text())
     names = [*row, *measured["metrics"], *measured["not_computed"], *next(iter(measured["metrics"].values()))]
     assert [name for name in names if f"`{name}`" not in text] == []
@@ -366,7 +372,7 @@ def verb_section(verb: str) -> str:
 
 def flag(name: str, parameter: inspect.Parameter) -> str:
     """The option of the command line; what is on by default is switched off by --no-..."""
-    return ("--no-" if parameter.default is True else "--") + name.replace("_", "-")
+    return ("--no-" if parameter.default is True else "--") + name.rstrip("_").replace("_", "-")
 
 
 def entries(section: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ PLAIN = Recipe(width=8, gamma=1.0, gamma_end=0.1, augment=0.5)
 
 # A whole training of two steps and one tick in a process of its own; prints the most memory it ever had, in KiB.
 TRAINING = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 import numpy as np, torch
 from scansmith import dataset
@@ -46,10 +46,12 @@ assert data.real is not None
 objective = OBJECTIVES[recipe.objective](recipe, 1, grid, 0)
 progress = Progress("test", recipe.images, quiet=True)
 loop.fit(objective, recipe, data, folder / "run", Group(), float("inf"), progress)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not getrusage, which begins with what the parent had when this process was made.
+print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of a process is read from /proc")
 def test_a_fresh_process_takes_what_was_foretold(tmp_path: Path):
     settings = {"batch": 64, "images": 128, "ticks": 1, "gamma": 1.0, "gamma_end": 0.1, "augment": 0.5,
                 "precision": "bf16", "channels_last": True, "threads": 1, "train_images": 20, "target": 64}  # fmt: skip
@@ -59,7 +61,7 @@ def test_a_fresh_process_takes_what_was_foretold(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     taken = int(done.stdout) * 1024
     foretold = memory.needed(Recipe(**settings), 1, GRID, 0)
-    # Measured: .78 to .97 of what is foretold for strided and residual pairs, 64 to 256 px, volumes, and other recipes.
+    # Measured in ten such processes: .76 to .97 of what is foretold (strided, residual, volumes, other recipes).
     assert 0.7 * foretold < taken < 1.05 * foretold
 
 
