@@ -50,7 +50,9 @@ def test_every_option_of_every_verb_is_explained(verb, capsys):
     documented = inspect.getdoc(function).split("Args:")[1].split("Returns:")[0]
     for parameter in parameters:
         option = (
-            parameter.name.upper() if parameter.default is parameter.empty else "--" + parameter.name.rstrip("_").replace("_", "-")
+            parameter.name.upper()
+            if parameter.default is parameter.empty
+            else "--" + parameter.name.rstrip("_").replace("_", "-")
         )
         if parameter.default is True:
             option = option.replace("--", "--no-")

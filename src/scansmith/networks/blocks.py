@@ -48,7 +48,7 @@ UP_CONVOLUTIONS: dict[int, type[UpConv] | type[UpConv3d]] = {2: UpConv, 3: UpCon
 
 def folded(weight: Tensor) -> Tensor:
     """Full correlation of the flipped kernel with a box of ones: (out, in, 3, 3) -> (in, out, 4, 4); in 3-D likewise."""
-    axes = range(2, weight.dim())
+    axes = tuple(range(2, weight.dim()))
     kernel = weight.flip(*axes).transpose(0, 1)
     for axis in reversed(axes):
         inner = [0, 0] * (weight.dim() - 1 - axis)
