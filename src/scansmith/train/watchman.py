@@ -138,7 +138,13 @@ class Watchman:
             return [Act("one_class", "end", alike)]
         acts: list[Act] = []
         if train_images < FEW_IMAGES:
-            acts.append(Act("few_images", "warn", f"only {train_images} training images: {WAY_OUT}"))
+            acts.append(
+                Act(
+                    "few_images",
+                    "warn",
+                    f"only {train_images} training images: more scans would help, or a start --from a pretrained model",
+                )
+            )
         return acts
 
     # ------------------------------------------------------------------------------------------------ updates
