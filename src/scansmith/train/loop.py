@@ -76,9 +76,7 @@ def fit(
         Hopeless: the watchman gave the run up.
     """
     prepare_machine(objective, recipe, group.device)
-    for module in objective.modules():
-        if isinstance(module, BatchNorm):
-            module.processes = group.size
+    share_statistics(objective, group.size)
     average = copy.deepcopy(objective.get_submodule(objective.model)).eval().requires_grad_(False)
     best = copy.deepcopy(average)
     optimizers = {name: adam(network, recipe) for name, network in players(objective).items()}
@@ -101,9 +99,7 @@ def fit(
                 state["ended"] = act.words
 
     if state["step"] == 0:
-        classes = objective.generator_arguments["classes"]
-        counts = [] if data.classes is None else np.bincount(data.classes, minlength=classes).tolist()
-        carry_out(watchman.begin(counts, len(data.rows)), 0)
+        carry_out(watchman.begin(class_counts(objective, data), len(data.rows)), 0)
     with stop_flag() as stopping:
         for step in range(state["step"], recipe.steps):
             if state["ended"]:
@@ -128,9 +124,7 @@ def fit(
             cut, stop = asked["cut"] > 0.0, asked["stop"] > 0.0
             state |= {"step": step + 1, "seconds": seconds}
             if cut or (step + 1) % tick_every == 0 or step + 1 == recipe.steps or state["ended"]:
-                row = {"kind": "tick", "images": images, "seconds": round(seconds, 2)}
-                row |= {"images_per_s": round(progress.rate, 2), **means.take(), "lr": now.learning_rate}
-                row |= {"gamma": now.gamma, "augment": now.augment, "cut": cut}
+                row = tick_row(images, seconds, progress.rate, means, now, cut)
                 row |= group.agree(observe(objective, average, recipe, data, run, images, now, group))
                 log.write(row)
                 if choice.better(row, images):
@@ -150,10 +144,35 @@ def fit(
             if cut:
                 break
     log.close()
+    return best, outcome_of(state, recipe, choice, cut)
+
+
+def outcome_of(state: dict[str, Any], recipe: Recipe, choice: Choice, cut: bool) -> dict[str, Any]:
+    """What a run that is over says of itself; raises Hopeless when the watchman gave it up."""
     if state["ended"] not in ("", "done"):
         raise Hopeless(state["ended"])
     outcome = {"images": state["step"] * recipe.batch, "seconds": state["seconds"], "cut": cut}
-    return best, {**outcome, "stopped_early": bool(state["ended"]), "best_at": choice.images, "quality": choice.quality}
+    return {**outcome, "stopped_early": bool(state["ended"]), "best_at": choice.images, "quality": choice.quality}
+
+
+def tick_row(images: int, seconds: float, rate: float, means: Means, now: Values, cut: bool) -> dict[str, Any]:
+    """The part of a tick's row that needs no measuring."""
+    row = {"kind": "tick", "images": images, "seconds": round(seconds, 2), "images_per_s": round(rate, 2)}
+    return {**row, **means.take(), "lr": now.learning_rate, "gamma": now.gamma, "augment": now.augment, "cut": cut}
+
+
+def class_counts(objective: Objective, data: Data) -> list[int]:
+    """Training images of every class that the networks know; [] without classes."""
+    if data.classes is None:
+        return []
+    return np.bincount(data.classes, minlength=objective.generator_arguments["classes"]).tolist()
+
+
+def share_statistics(objective: Objective, processes: int) -> None:
+    """Batch norm takes its statistics over the parts of all processes."""
+    for module in objective.modules():
+        if isinstance(module, BatchNorm):
+            module.processes = processes
 
 
 def prepare_machine(objective: Objective, recipe: Recipe, device: torch.device) -> None:

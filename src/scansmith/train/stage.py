@@ -54,7 +54,12 @@ def run_training(
             "minutes": minutes, "recipe": base.name, "size": size, "side": side, "images": images, "seed": seed,
             "from": model.digest(start_folder(start)) if start else None, "data": data.info["hash"],
         }  # fmt: skip
-        earlier = checkpoint.load_recipe(run, request)
+        # The first process looks, for all: another might see what the first has meanwhile written.
+        found = checkpoint.load_recipe(run, request) if group.main else None
+        stored, begins = group.agree(
+            [[asdict(found[0]), found[1]] if found else None, not (run / checkpoint.CHECKPOINT).is_file()]
+        )
+        earlier = (Recipe(**stored[0]), stored[1]) if stored else None
         if earlier is not None and (run / "result.json").is_file() and (model_folder / "config.json").is_file():
             return {"model": str(model_folder), **json.loads((run / "result.json").read_text())}  # finished before
         task = task_of(data)
@@ -81,7 +86,7 @@ def run_training(
         else:
             recipe, reasons = earlier
         objective = OBJECTIVES[recipe.objective](recipe, task.channels, grid, task.classes)
-        if start and not (run / checkpoint.CHECKPOINT).is_file():
+        if start and begins:
             taken = warm_start(objective, start)
             reasons = reasons if taken in reasons else [*reasons, taken]
         if group.main and earlier is None:
