@@ -101,9 +101,7 @@ def fit(
     if state["step"] == 0:
         carry_out(watchman.begin(class_counts(objective, data), len(data.rows)), 0)
     with stop_flag() as stopping:
-        for step in range(state["step"], recipe.steps):
-            if state["ended"]:
-                break
+        for step in range(state["step"], 0 if state["ended"] else recipe.steps):
             images = (step + 1) * recipe.batch
             now = watchman.adjusted(schedule(recipe, step * recipe.batch))
             batch = draw_batch(recipe, step, data, group, now)
@@ -119,9 +117,7 @@ def fit(
             # watch, act, log, save
             progress.update(images)
             seconds = time.monotonic() - began
-            late, stop = seconds > deadline_s and step + 1 < recipe.steps, stopping()
-            asked = group.average([], {"cut": float(late), "stop": float(stop)})
-            cut, stop = asked["cut"] > 0.0, asked["stop"] > 0.0
+            cut, stop = agreed(group, seconds > deadline_s and step + 1 < recipe.steps, stopping())
             state |= {"step": step + 1, "seconds": seconds}
             if cut or (step + 1) % tick_every == 0 or step + 1 == recipe.steps or state["ended"]:
                 row = tick_row(images, seconds, progress.rate, means, now, cut)
@@ -141,10 +137,16 @@ def fit(
             if stop:
                 log.close()
                 raise Interrupted(f"stopped at {images} of {recipe.images} images; the same command goes on from there")
-            if cut:
+            if cut or state["ended"]:
                 break
     log.close()
     return best, outcome_of(state, recipe, choice, cut)
+
+
+def agreed(group: Group, *wishes: bool) -> list[bool]:
+    """Each wish, granted to all processes if one of them has it."""
+    found = group.average([], {str(number): float(wish) for number, wish in enumerate(wishes)})
+    return [value > 0.0 for value in found.values()]
 
 
 def outcome_of(state: dict[str, Any], recipe: Recipe, choice: Choice, cut: bool) -> dict[str, Any]:

@@ -147,11 +147,19 @@ def probe(
     reasons += [
         f"{' x '.join(map(str, grid.shape))} {'pixels' if grid.dimensions == 2 else 'voxels'} (stored: {' x '.join(map(str, task.size))}): {'as asked' if side else reason_for(recipe.target, shown)}",
         f"size {recipe.size} ({recipe.generator}, width {recipe.width}): {'as asked' if size != 'auto' else 'the largest that the minutes show enough images'}; batch {recipe.batch}; needs about {needs / 2**30:.1f} GB of memory",
-        f"{recipe.penalty} penalty, gamma {recipe.gamma:.3g} -> {recipe.gamma_end:.3g}; augmentation up to {recipe.augment:.2f} for {task.train_images:,} training images"
+        f"{penalty_words(recipe)}; augmentation up to {recipe.augment:.2f} for {task.train_images:,} training images"
         if recipe.objective == "synthesis"
         else "no discriminator: nothing is augmented",
     ]
     return Probe(recipe, step_s, tuple(reasons))
+
+
+def penalty_words(recipe: Recipe) -> str:
+    """The penalty on D's gradient, for the plan."""
+    if recipe.penalty == "none":
+        return "no gradient penalty, as published"
+    kind = "R1 + R2" if recipe.penalty == "r1r2" else "interpolated penalty"
+    return f"{kind}, gamma {recipe.gamma:.3g} -> {recipe.gamma_end:.3g}"
 
 
 def for_grid(base: Recipe, task: Task, target: int) -> Recipe:
