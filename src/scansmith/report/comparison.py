@@ -35,7 +35,7 @@ COLUMNS: dict[str, tuple[str, str, str]] = {
 PURPOSE = {
     "relativistic": "the default: sharp samples that keep their variety, without tuning",
     "dense": "teaching: the simplest pair there is; it knows nothing of neighbouring pixels, so its samples stay noisy",
-    "dcgan": "a quick first look: it learns fastest, but swings and loses variety when trained on",
+    "dcgan": "the published baseline: many images a second, but it tends to swing and to lose variety",
     "minimax": "teaching: the first GAN loss; its generator learns little while the discriminator is sure",
     "non_saturating": "teaching and comparison: the loss most GANs use, here without a penalty",
     "least_squares": "comparison: smoother gradients than the first losses, no guard against collapse",
