@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,9 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from scansmith import losses
-from scansmith.networks import DISCRIMINATORS, GENERATORS
+from scansmith.networks import DISCRIMINATORS, GENERATORS, penalised
 from scansmith.networks.blocks import CHANNELS_LAST, UP_CONVOLUTIONS, BatchNorm, count_parameters, latent, layout_of
 from scansmith.networks.residual import CHANNELS
+from scansmith.preprocess import Grid
+from scansmith.train import loop
+from scansmith.train.objective import Batch
+from scansmith.train.objectives import OBJECTIVES
+from scansmith.train.recipes import RECIPES
 
 # base, doublings, channels, classes
 SHAPES = [((4, 4), 3, 1, 0), ((5, 7), 2, 3, 0), ((6, 4), 2, 1, 3), ((4, 5, 4), 2, 1, 0), ((4, 4, 5), 2, 2, 3)]
@@ -144,7 +151,7 @@ def test_closed_form_penalty_equals_double_backpropagation(name, shape, channels
     network, classes = discriminator(name, shape), numbers(6, shape[-1])
     images = torch.randn(6, *size(shape))
     if channels_last:
-        images = images.contiguous(memory_format=CHANNELS_LAST[len(shape[0])])
+        images = images.to(memory_format=CHANNELS_LAST[len(shape[0])])
     weights = torch.linspace(-1.0, 1.0, 6)
 
     def gradients(pair):
@@ -247,9 +254,33 @@ def test_networks_can_be_laid_out_channels_last(family, base):
 
 def test_the_layout_of_images_and_volumes_is_seen():
     for dimensions, layout in CHANNELS_LAST.items():
-        x = torch.zeros(2, 3, *[4] * dimensions)
-        assert layout_of(x) == torch.contiguous_format
-        assert layout_of(x.contiguous(memory_format=layout)) == layout
+        for channels in (1, 3):
+            x = torch.zeros(2, channels, *[4] * dimensions)
+            assert layout_of(x) == torch.contiguous_format
+            assert layout_of(x.to(memory_format=layout)) == layout
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_every_convolution_of_the_strided_pair_keeps_the_layout_of_the_images(channels, layout, monkeypatch):
+    """With one channel a tensor lies both ways; a first convolution that goes by the wrong one has every later layer copied."""
+    seen: list[torch.memory_format] = []
+    convolve = F.conv2d
+
+    def watched(x, *rest):
+        found = convolve(x, *rest)
+        seen.extend([layout_of(x), layout_of(found)])
+        return found
+
+    monkeypatch.setitem(penalised._CONVOLVE, 2, watched)
+    recipe = replace(RECIPES["relativistic"], width=4, latent=4, channels_last=layout == torch.channels_last)
+    objective = OBJECTIVES["synthesis"](recipe, channels, Grid.choose((16, 16), 16), 0)
+    loop.prepare_machine(objective, recipe, torch.device("cpu"))
+    images = torch.zeros(4, channels, 16, 16).to(memory_format=layout)
+    batch = Batch(images, None, torch.zeros(4, 4), 1.0, 0.5, torch.Generator().manual_seed(0))
+    for name in ("discriminator", "generator"):
+        getattr(objective, f"{name}_loss")(batch)[0].backward()
+    assert len(seen) > 8 and set(seen) == {layout}
 
 
 def test_latents_depend_on_seed_and_index_only():

@@ -12,9 +12,13 @@ CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
-    """Channels-last if a batch of images (B, C, H, W) or (B, C, D, H, W) lies so in memory, else contiguous."""
+    """Channels-last if a batch of images (B, C, H, W) or (B, C, D, H, W) lies so in memory, else contiguous.
+
+    With one channel the values lie alike both ways, and the strides alone say which is meant: a convolution goes by them.
+    `x.to(memory_format=...)` sets them; `x.contiguous(memory_format=...)` sees nothing to do and leaves them.
+    """
     last = CHANNELS_LAST[x.dim() - 2]
-    return last if x.is_contiguous(memory_format=last) else torch.contiguous_format
+    return last if x.stride(1) == 1 and x.is_contiguous(memory_format=last) else torch.contiguous_format
 
 
 class UpConv(nn.Conv2d):

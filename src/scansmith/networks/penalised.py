@@ -171,7 +171,7 @@ class _Penalised(torch.autograd.Function):
 
 
 def _cast(layer: Convolution, dtype: torch.dtype, layout: torch.memory_format) -> Convolution:
-    kernel = layer.kernel.detach().to(dtype).contiguous(memory_format=layout)
+    kernel = layer.kernel.detach().to(dtype).to(memory_format=layout)
     bias = None if layer.bias is None else layer.bias.detach().to(dtype)
     return Convolution(kernel, bias, layer.stride, layer.padding, layer.groups)
 

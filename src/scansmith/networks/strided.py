@@ -62,8 +62,8 @@ class StridedGenerator(nn.Module):
         x = self.start(z).unflatten(1, (-1, *self.base)).contiguous(memory_format=CHANNELS_LAST[len(self.base)])
         for up, norm in zip(self.ups, self.norms):
             x = F.leaky_relu(norm(up(x)), SLOPE)
-        with torch.autocast(x.device.type, enabled=False):
-            return self.end(x.float())
+        end: Tensor = self.end(x)
+        return end.float()
 
 
 class StridedDiscriminator(nn.Module):

@@ -185,7 +185,7 @@ def prepare_machine(objective: Objective, recipe: Recipe, device: torch.device) 
     if recipe.channels_last:
         for parameter in objective.parameters():
             if parameter.ndim - 2 in CHANNELS_LAST:
-                parameter.data = parameter.data.contiguous(memory_format=CHANNELS_LAST[parameter.ndim - 2])
+                parameter.data = parameter.data.to(memory_format=CHANNELS_LAST[parameter.ndim - 2])
 
 
 def players(objective: Objective) -> dict[str, nn.Module]:
@@ -217,7 +217,7 @@ def draw_batch(recipe: Recipe, step: int, data: Data, group: Group, now: Values)
     chosen = draw_rows(recipe, step, data)[part]
     images = torch.from_numpy(data.level.batch(data.rows[chosen]))
     if recipe.channels_last:
-        images = images.contiguous(memory_format=CHANNELS_LAST[images.ndim - 2])
+        images = images.to(memory_format=CHANNELS_LAST[images.ndim - 2])
     random = torch.Generator().manual_seed(derive_seed(recipe.seed, "step", step))
     z = torch.randn(recipe.batch, recipe.latent, generator=random)[part]
     classes = None if data.classes is None else torch.from_numpy(data.classes[chosen]).to(group.device)

@@ -92,4 +92,4 @@ def augmented(images: Tensor, batch: Batch, sets: int = 1) -> Tensor:
             own = batch.positions(sets)
             drawn = augment.Draw(**{item.name: getattr(drawn, item.name)[own] for item in fields(drawn)})
         images = augment.apply(images, drawn)
-    return images.contiguous(memory_format=layout_of(batch.images))
+    return images.to(memory_format=layout_of(batch.images))
