@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,8 @@ from safetensors.torch import load_file
 
 from scansmith import dataset, train
 from scansmith.preprocess import Grid
-from scansmith.runtime import Progress
-from scansmith.train import checkpoint, loop, watch
+from scansmith.runtime import Interrupted, Progress
+from scansmith.train import checkpoint, loop, stage, watch
 from scansmith.train import probe as probe_module
 from scansmith.train.objective import Batch
 from scansmith.train.objectives import OBJECTIVES
@@ -28,6 +29,7 @@ from scansmith.train.parallel import Group
 from scansmith.train.probe import IMAGES_PER_PIXEL, Clock, Probe, Task, affordable, for_grid
 from scansmith.train.recipes import RECIPES, Recipe, augmentation_strength, penalty_weight, schedule
 from scansmith.train.stage import common_orientation
+from scansmith.train.start import warm_start
 
 CPU = torch.device("cpu")
 TINY = Recipe(
@@ -436,3 +438,71 @@ def test_recipes_train_two_steps(tmp_path):
         small = replace(recipe, width=8, batch=8, images=48, ticks=1, gamma=1.0, gamma_end=0.1, augment=0.3, threads=1)
         average, outcome = fit_tiny(tmp_path / name, data, small, classes=2)
         assert outcome["images"] == 48 and torch.isfinite(weights(average)).all()
+
+
+# ------------------------------------------------------------------------------------------------ from another model
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A dataset and a run on it."""
+    root = tmp_path_factory.mktemp("first")
+    made = make_dataset(root / "d", side=16)
+    train(made, root / "run", minutes=0.02, images=64, side=16, seed=1)
+    return made, root / "run"
+
+
+def fresh_pair():
+    """Networks like those of `trained`, with other weights."""
+    torch.manual_seed(99)
+    recipe = Recipe(train_images=20, target=16)
+    return OBJECTIVES["synthesis"](recipe, 1, Grid.choose((16, 16), 16), 0)
+
+
+def test_a_run_starts_from_both_networks_of_another_and_from_a_model_alone_with_its_generator(trained, tmp_path):
+    _, run = trained
+    stored = load_file(run / "checkpoint.safetensors")
+    learned = load_file(run / "model" / "model.safetensors")
+    pair, before = fresh_pair(), fresh_pair().discriminator.state_dict()
+    assert "100% of the generator's weights, 100% of the discriminator's" in warm_start(pair, run)
+    assert all(torch.equal(value, learned[name]) for name, value in pair.generator.state_dict().items())
+    for name, value in pair.discriminator.state_dict().items():
+        assert torch.equal(value, stored[f"objective.discriminator.{name}"])
+    shutil.copytree(run / "model", tmp_path / "alone")
+    pair = fresh_pair()
+    assert "discriminator" not in warm_start(pair, tmp_path / "alone")
+    assert all(torch.equal(value, learned[name]) for name, value in pair.generator.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in pair.discriminator.state_dict().items())
+
+
+def test_from_takes_the_grid_of_the_model_says_so_and_is_not_repeated_on_resume(trained, tmp_path, monkeypatch):
+    made, run = trained
+    opened = make_dataset(tmp_path / "larger", side=32)  # alone, the probe would take its 32 pixels
+    calls = []
+    monkeypatch.setattr(stage, "warm_start", lambda *given: calls.append(given) or warm_start(*given))
+    command = {"minutes": 0.02, "images": 64, "from_": run}
+    fit = loop.fit
+
+    def interrupted(objective, recipe, data, folder, group, deadline_s, progress):
+        fit(objective, recipe, data, folder, group, 0.0, progress)
+        raise Interrupted("now")
+
+    monkeypatch.setattr(loop, "fit", interrupted)
+    with pytest.raises(Interrupted):
+        train(opened, tmp_path / "run", **command)
+    monkeypatch.setattr(loop, "fit", fit)
+    result = train(opened, tmp_path / "run", **command)
+    assert result["grid"] == [16, 16] and result["images"] == 192 and len(calls) == 1
+    assert any("started from another model: 100% of the generator's" in sentence for sentence in result["plan"])
+    with pytest.raises(ValueError, match="from"):
+        train(opened, tmp_path / "run", minutes=0.02, images=64)
+
+
+@pytest.mark.parametrize("change", [{"size": "small"}, {"recipe": "dcgan"}, {"side": 32}])
+def test_from_a_model_of_other_networks_is_refused_with_the_way_out(trained, tmp_path, change):
+    _, run = trained
+    opened = make_dataset(tmp_path / "larger", side=32)
+    with pytest.raises(ValueError, match="use the same --side, --size and --recipe"):
+        train(opened, tmp_path / "run", **{"minutes": 0.02, "images": 64, "from_": run, **change})
+    with pytest.raises(ValueError, match="give the folder that 'scansmith train' wrote"):
+        train(opened, tmp_path / "other", minutes=0.02, images=64, from_=tmp_path)

@@ -8,6 +8,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from .. import model
+from ..networks import DISCRIMINATORS
 from .checkpoint import CHECKPOINT
 from .objective import Objective
 
@@ -38,15 +39,19 @@ def warm_start(objective: Objective, start: Path) -> str:
         ValueError: no model there, or one of other networks.
     """
     folder = model_folder(start)
-    network = objective.get_submodule(objective.model)
-    share = copy_fitting(network, dict(model.load(folder).generator.state_dict()))
+    other, network = model.load(folder), objective.get_submodule(objective.model)
+    # Layers of another family may have the same names and shapes by chance.
+    related = type(other.generator) is type(network)
+    share = copy_fitting(network, dict(other.generator.state_dict())) if related else 0.0
     if share < LEAST:
         raise ValueError(
             f"expected a model whose networks fit this run in {start}, found that {share:.0%} of the weights do: use the same --side, --size and --recipe"
         )
     taken = f"started from another model: {share:.0%} of the {objective.model}'s weights"
     checkpoint = folder.parent / CHECKPOINT
-    if "discriminator" in objective.players and folder.name == "model" and checkpoint.is_file():
+    judge = objective.judge
+    family = type(judge) is DISCRIMINATORS.get(other.config["recipe"]["discriminator"])
+    if judge is not None and family and folder.name == "model" and checkpoint.is_file():
         prefix = "objective.discriminator."
         with safe_open(checkpoint, framework="pt") as file:
             stored = {
@@ -54,7 +59,7 @@ def warm_start(objective: Objective, start: Path) -> str:
                 for name in file.keys()  # noqa: SIM118 (safe_open is not a dict)
                 if name.startswith(prefix)
             }
-        taken += f", {copy_fitting(objective.get_submodule('discriminator'), stored):.0%} of the discriminator's"
+        taken += f", {copy_fitting(judge, stored):.0%} of the discriminator's"
     return taken
 
 

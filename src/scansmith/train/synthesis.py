@@ -17,7 +17,7 @@ from .recipes import Recipe
 
 
 class Synthesis(Objective):
-    """G and D of one run. `discriminator_loss` draws the fakes once; `generator_loss` of the same batch uses them again."""
+    """G and D of one run. `generator_loss` takes the fakes and the real scores that `discriminator_loss` of its batch made."""
 
     players = ("discriminator", "generator")
     model = "generator"
@@ -31,6 +31,7 @@ class Synthesis(Objective):
         self.d_loss, self.g_loss = LOSSES[recipe.loss]
         self.penalty = recipe.penalty
         self._fake: Tensor | None = None
+        self._real_scores: Tensor | None = None
 
     def discriminator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of D, with its penalty, and what to log of it."""
@@ -52,18 +53,21 @@ class Synthesis(Objective):
                 halves = images.chunk(2)
                 between = interpolated_penalty(self.discriminator, halves[0], halves[1], batch.classes, batch.random)
                 logged, extra = {"r1": between.mean()}, batch.gamma * between.mean()
+        self._real_scores = real.detach()
         adversarial = self.d_loss(real, fake)
         logged |= {"loss_d": adversarial, "gap": (real - fake).mean()}
         return adversarial + extra, {name: value.detach() for name, value in logged.items()}
 
     def generator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of G. D's weights take no gradient here: the caller switches them off."""
-        assert self._fake is not None, "discriminator_loss comes first: it makes the fakes"
-        with torch.no_grad():
-            real = self.discriminator(augmented(batch.images, batch), batch.classes)
+        """The loss of G. D's weights take no gradient here: the caller switches them off.
+
+        The real scores are those from before D moved: one step of D does not change what they are compared with
+        (docs/log.md), and scoring the real images again would cost a twentieth of a step.
+        """
+        assert self._fake is not None and self._real_scores is not None, "discriminator_loss comes first: it makes the fakes"
         fake = self.discriminator(augmented(self._fake, batch), batch.classes)
-        self._fake = None
-        loss = self.g_loss(real, fake)
+        loss = self.g_loss(self._real_scores, fake)
+        self._fake = self._real_scores = None
         return loss, {"loss_g": loss.detach()}
 
     @property
