@@ -190,6 +190,14 @@ def test_memorising_is_said_only_when_its_interval_is_above_chance():
     assert "a memorises: 20 % of its samples" in comparison.verdict({"a": many}, [])[-1]
 
 
+def test_unequal_training_times_are_said():
+    def took(**seconds):
+        return {name: {"numbers": {"seconds": {"value": value}}} for name, value in seconds.items()}
+
+    assert comparison.spent(took(a=300.0, b=290.0)) == "Spent in training steps: a 5.00 min, b 4.83 min."
+    assert "not equal: a run was ended early" in comparison.spent(took(a=300.0, b=200.0))
+
+
 def test_seeds_are_averaged_with_their_range_and_the_widest_interval():
     runs = [
         {"seed": seed, "folder": f"a-{seed}", "verdict": [], "compared": 16, "split": "holdout",

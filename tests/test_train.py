@@ -506,3 +506,53 @@ def test_from_a_model_of_other_networks_is_refused_with_the_way_out(trained, tmp
         train(opened, tmp_path / "run", **{"minutes": 0.02, "images": 64, "from_": run, **change})
     with pytest.raises(ValueError, match="give the folder that 'scansmith train' wrote"):
         train(opened, tmp_path / "other", minutes=0.02, images=64, from_=tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ compiling
+
+
+class Told(Clock):
+    """A clock whose steps take what a test says, by whether the generator is compiled."""
+
+    def stepper(self, recipe):
+        took = iter([0.0] + [{False: 0.2, True: SECONDS["compiled"]}[recipe.compiled]] * 99)
+        return lambda: next(took)
+
+
+SECONDS = {"compiled": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("compiled_s", "kept", "words"), [(0.1, True, "saves 900 s"), (0.1999, False, "not compiled: that saves 1 s")]
+)
+def test_the_generator_is_compiled_where_that_repays_its_cost(compiled_s, kept, words, monkeypatch):
+    monkeypatch.setitem(SECONDS, "compiled", compiled_s)
+    ticks = iter([0.0, 30.0])
+    monkeypatch.setattr(probe_module.time, "monotonic", lambda: next(ticks))
+    clock = Told(Task(1, (16, 16), 0, 20), CPU)
+    recipe, step_s, why = probe_module.compiled_if_it_pays(TINY, clock, 1800.0)
+    assert recipe.compiled is kept and words in why and "costs 30 s" in why
+    assert step_s == pytest.approx(compiled_s if kept else 0.2)
+
+
+def test_a_machine_that_cannot_compile_trains_all_the_same(monkeypatch):
+    def broken(self, *args, **kwargs):
+        raise OSError("no C++ compiler")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", broken)
+    recipe, step_s, why = probe_module.compiled_if_it_pays(TINY, Clock(Task(1, (16, 16), 0, 20), CPU), 1800.0)
+    assert not recipe.compiled and step_s > 0 and why == "not compiled: OSError when it was tried"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and g++ is not here")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, on import of its compiler
+def test_a_compiled_generator_trains_as_an_eager_one_and_resumes_to_the_bit(tmp_path):
+    _, data = tiny_data(tmp_path / "d")
+    recipe = replace(TINY, compiled=True, images=24)
+    eager, _ = fit_tiny(tmp_path / "eager", data, replace(recipe, compiled=False))
+    whole, _ = fit_tiny(tmp_path / "whole", data, recipe)
+    fit_tiny(tmp_path / "cut", data, recipe, deadline_s=0.0)
+    resumed, _ = fit_tiny(tmp_path / "cut", data, recipe)
+    assert torch.equal(weights(whole), weights(resumed))
+    # Adam without first moments turns rounding into steps of the rate: three steps of 1e-3 are the most they can part.
+    torch.testing.assert_close(weights(whole), weights(eager), rtol=0.0, atol=3e-3)

@@ -45,6 +45,7 @@ PURPOSE = {
     "autoencoder": "reconstruction and features; its samples come from a Gaussian fitted to the latents and are the least sharp",
 }
 NOTICEABLE_COPIES = 0.01  # the lower end of the interval above which a sentence warns
+UNEQUAL = 1.1  # times the shortest training, above which times are called unequal
 
 
 def write(out: Path, dataset: Dataset, result: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +143,8 @@ def setup(result: dict[str, Any]) -> list[str]:
     said = [
         f"{length}, one after the other in a process of its own, on a grid of {asked['side']} pixels on the longer side."
     ]
+    if asked["images"] is None and len(result["recipes"]) > 1:
+        said.append(spent(result["recipes"]))
     if runs:
         split = {"holdout": "held-out images, which no training saw", "validation": "validation images, since nothing is held out"}  # fmt: skip
         against = split.get(runs[0]["split"], "real images")
@@ -157,6 +160,17 @@ def setup(result: dict[str, Any]) -> list[str]:
         )
     )
     return said
+
+
+def spent(recipes: dict[str, Any]) -> str:
+    """How long each recipe really trained, and a warning where that was not equal."""
+    seconds = {name: one["numbers"]["seconds"]["value"] for name, one in recipes.items()}
+    said = "Spent in training steps: " + ", ".join(
+        f"{name} {number(value / 60.0)} min" for name, value in seconds.items()
+    )
+    if max(seconds.values()) > UNEQUAL * min(seconds.values()):
+        return f"{said}. That is not equal: a run was ended early, or the minutes are so few that starting takes a large share of them. Small differences in the table mean nothing."
+    return f"{said}."
 
 
 # ------------------------------------------------------------------------------------------------ table

@@ -178,7 +178,7 @@ def share_statistics(objective: Objective, processes: int) -> None:
 
 
 def prepare_machine(objective: Objective, recipe: Recipe, device: torch.device) -> None:
-    """Threads, layout and device as the recipe fixes them."""
+    """Threads, layout, device and compiling as the recipe fixes them."""
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     objective.to(device)
@@ -186,6 +186,8 @@ def prepare_machine(objective: Objective, recipe: Recipe, device: torch.device) 
         for parameter in objective.parameters():
             if parameter.ndim - 2 in CHANNELS_LAST:
                 parameter.data = parameter.data.to(memory_format=CHANNELS_LAST[parameter.ndim - 2])
+    if recipe.compiled:
+        objective.get_submodule(objective.model).compile()
 
 
 def players(objective: Objective) -> dict[str, nn.Module]:

@@ -32,6 +32,8 @@ IMAGES_FOR_SIZE = {"tiny": 0, "small": 500_000, "base": 3_000_000, "large": 15_0
 SCANS_FOR_SIZE = {"tiny": 0, "small": 0, "base": 1_000, "large": 50_000}
 CLEARLY = 1.15  # times the fastest machine setting's seconds, within which the usual one is kept
 LARGEST_BATCH = 256
+COMPILED_FROM_S = 1800.0  # in shorter runs the half minute of compiling is not even tried
+REPAID = 2.0  # times its own cost that compiling must save over the run
 BATCH_GAIN = 1.25  # images/s that a doubled batch must bring
 
 
@@ -141,6 +143,9 @@ def probe(
         recipe, step_s = affordable_size(recipe, step_s, clock, seconds)
     if device.type == "cuda":
         recipe, step_s = largest_batch(recipe, step_s, clock, seconds)
+    if seconds >= COMPILED_FROM_S and processes == 1 and recipe.objective == "synthesis":
+        recipe, step_s, words = compiled_if_it_pays(recipe, clock, seconds)
+        reasons.append(words)
     grid, shown = task.grid(recipe.target), recipe.batch / step_s * seconds * (1.0 - OVERHEAD)
     memory.refuse_if_too_large(recipe, task.channels, grid, task.classes, device, processes)
     needs = memory.needed(recipe, task.channels, grid, task.classes, processes, device.type)
@@ -272,6 +277,26 @@ def fastest_machine(recipe: Recipe, clock: Clock, budget_s: float) -> tuple[Reci
     # The first that nothing beats clearly: a second start on a noisy machine should choose the same.
     chosen = next(one for one in candidates if one in steps and seconds_of[one] < CLEARLY * seconds_of[fastest])
     return chosen, seconds_of[chosen]
+
+
+def compiled_if_it_pays(recipe: Recipe, clock: Clock, seconds: float) -> tuple[Recipe, float, str]:
+    """Compile the generator where what that saves over the run repays what it costs; the recipe, seconds a step, why."""
+    compiled = replace(recipe, compiled=True)
+    plain_step, began = clock.stepper(recipe), time.monotonic()
+    plain_step()
+    try:
+        compiled_step = clock.stepper(compiled)
+        compiled_step()
+    except Exception as error:  # no C++ compiler, or an operator that it does not know: never a reason not to train
+        return recipe, clock.time(recipe, 3.0), f"not compiled: {type(error).__name__} when it was tried"
+    cost_s = time.monotonic() - began
+    times = [(plain_step(), compiled_step()) for _ in range(8)]  # in turns
+    plain_s, compiled_s = (quartile(list(one)) for one in zip(*times))
+    saved = seconds * (1.0 - compiled_s / plain_s)
+    words = f"saves {saved:.0f} s of the run and costs {cost_s:.0f} s"
+    if saved < REPAID * cost_s:
+        return recipe, plain_s, f"not compiled: that {words}"
+    return compiled, compiled_s, f"the generator is compiled: that {words}"
 
 
 def quartile(values: list[float]) -> float:

@@ -35,6 +35,7 @@ class Recipe:
         watch: whether the watchman acts; it always measures.
         patience: a run is stopped when quality on the validation images has not improved for this share of it; 0 never.
         precision: "bf16" or "fp32" (chosen); channels_last, threads: likewise.
+        compiled: whether G is compiled (chosen, in runs of half an hour or more).
         train_images, target, seed: of the data and the command; target is the wished longer side of the grid.
     """
 
@@ -68,6 +69,7 @@ class Recipe:
     precision: str = "fp32"
     channels_last: bool = False
     threads: int = 0
+    compiled: bool = False
     train_images: int = 0
     target: int = 0
     seed: int = 0
