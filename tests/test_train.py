@@ -476,7 +476,7 @@ def test_a_run_starts_from_both_networks_of_another_and_from_a_model_alone_with_
 
 
 def test_from_takes_the_grid_of_the_model_says_so_and_is_not_repeated_on_resume(trained, tmp_path, monkeypatch):
-    made, run = trained
+    _, run = trained
     opened = make_dataset(tmp_path / "larger", side=32)  # alone, the probe would take its 32 pixels
     calls = []
     monkeypatch.setattr(stage, "warm_start", lambda *given: calls.append(given) or warm_start(*given))

@@ -64,7 +64,9 @@ class Synthesis(Objective):
         The real scores are those from before D moved: one step of D does not change what they are compared with
         (docs/log.md), and scoring the real images again would cost a twentieth of a step.
         """
-        assert self._fake is not None and self._real_scores is not None, "discriminator_loss comes first: it makes the fakes"
+        assert self._fake is not None and self._real_scores is not None, (
+            "discriminator_loss comes first: it makes the fakes"
+        )
         fake = self.discriminator(augmented(self._fake, batch), batch.classes)
         loss = self.g_loss(self._real_scores, fake)
         self._fake = self._real_scores = None
