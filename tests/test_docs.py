@@ -298,10 +298,9 @@ def test_the_pages_name_the_limits_that_the_code_uses():
     privacy = (ROOT / "docs" / "explanation" / "data-and-privacy.md").read_text()
     assert all(f"| {name} | {share:.0%}".replace("%", " %") in privacy for name, share in split.FRACTIONS.items())
     trains = (ROOT / "docs" / "explanation" / "how-it-trains.md").read_text()
-    assert (
-        f"{64 * probe.IMAGES_PER_PIXEL:,.0f} at 64 pixels" in trains
-        and f"first {recipes.Recipe().burn_in:.0%}".replace("%", " %") in trains
-    )
+    assert f"{64 * probe.IMAGES_PER_PIXEL:,.0f} at 64 pixels" in trains and (
+        "cosines over the whole run" in trains
+    ) == (recipes.Recipe().burn_in == 1.0)
     prepared = (ROOT / "docs" / "explanation" / "how-scans-are-prepared.md").read_text()
     assert (
         f"at most {copies.FARTHEST} of 64 bits" in prepared and f"correlation of at least {copies.SAME:g}" in prepared

@@ -492,7 +492,7 @@ def test_from_takes_the_grid_of_the_model_says_so_and_is_not_repeated_on_resume(
         train(opened, tmp_path / "run", **command)
     monkeypatch.setattr(loop, "fit", fit)
     result = train(opened, tmp_path / "run", **command)
-    assert result["grid"] == [16, 16] and result["images"] == 192 and len(calls) == 1
+    assert result["grid"] == [16, 16] and result["images"] == 96 and len(calls) == 1
     assert any("started from another model: 100% of the generator's" in sentence for sentence in result["plan"])
     with pytest.raises(ValueError, match="from"):
         train(opened, tmp_path / "run", minutes=0.02, images=64)

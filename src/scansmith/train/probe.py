@@ -179,7 +179,7 @@ def for_grid(base: Recipe, task: Task, target: int) -> Recipe:
         gamma=gamma,
         gamma_end=base.gamma_end if base.gamma_end >= 0 else gamma / 10.0,
         augment=base.augment if base.augment >= 0 else augmentation_strength(task.train_images),
-        batch=base.batch // 2 if large else base.batch,
+        batch=min(base.batch, 16) if large else base.batch,
     )
 
 

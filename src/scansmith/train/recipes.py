@@ -29,7 +29,7 @@ class Recipe:
         beta2, beta2_end: Adam's second decay.
         gamma, gamma_end: weight of the penalty; below 0 chosen: .0025 * side^2 / 3 per channel, to a tenth.
         kl_weight: of the Kullback-Leibler term of a variational autoencoder; 0 is a plain one.
-        burn_in: fraction of the run over which the cosines run.
+        burn_in: fraction of the run over which the cosines run; after it all is constant.
         augment: final probability of each augmentation, reached at the burn-in's end; below 0 chosen from the number of images.
         ema_fraction, ema_cap: half-life of the weight average = min(ema_fraction * images seen, ema_cap) images; 0: the last weights.
         watch: whether the watchman acts; it always measures.
@@ -48,7 +48,7 @@ class Recipe:
     size: str = "tiny"
     width: int = 32
     latent: int = 64
-    batch: int = 32
+    batch: int = 16
     images: int = 0
     ticks: int = 24
     critic_steps: int = 1
@@ -60,7 +60,7 @@ class Recipe:
     gamma: float = -1.0
     gamma_end: float = -1.0
     kl_weight: float = 1.0
-    burn_in: float = 0.35
+    burn_in: float = 1.0
     augment: float = -1.0
     ema_fraction: float = 0.05
     ema_cap: int = 500_000
@@ -81,6 +81,7 @@ class Recipe:
 
 # As the article and the papers train: constant rates, no average, no penalty, nobody who watches.
 _PLAIN: dict[str, Any] = {
+    "batch": 32,
     "penalty": "none",
     "gamma": 0.0,
     "gamma_end": 0.0,
@@ -105,7 +106,14 @@ _PENALISED_CRITIC: dict[str, Any] = {
     "beta2": 0.9,
     "beta2_end": 0.9,
 }
-_ENCODED: dict[str, Any] = {"penalty": "none", "gamma": 0.0, "gamma_end": 0.0, "augment": 0.0, "beta1": 0.9}
+_ENCODED: dict[str, Any] = {
+    "batch": 32,
+    "penalty": "none",
+    "gamma": 0.0,
+    "gamma_end": 0.0,
+    "augment": 0.0,
+    "beta1": 0.9,
+}
 
 RECIPES: dict[str, Recipe] = {
     # scansmith train DATASET RUN --minutes 15, two cores, 64 px: see docs/benchmarks.md for the score to expect.
