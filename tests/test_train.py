@@ -440,6 +440,40 @@ def test_recipes_train_two_steps(tmp_path):
         assert outcome["images"] == 48 and torch.isfinite(weights(average)).all()
 
 
+# ------------------------------------------------------------------------------------------------ best model, patience
+
+
+def seen(quality, reference="validation"):
+    return {"quality": quality, "reference": reference}
+
+
+def test_the_latest_model_as_good_as_the_best_on_validation_images_is_kept():
+    choice = loop.Choice(replace(TINY, images=1000))
+    given = [(5.0, 100), (2.0, 200), (2.0 + 0.5 * loop.TOLERANCE, 300), (2.5, 400), (None, 500)]
+    assert [choice.better(seen(quality), images) for quality, images in given[:4]] == [True, True, True, False]
+    assert (choice.images, choice.lowest_at) == (300, 200)
+    again = loop.Choice(replace(TINY, images=1000), **choice.to_json())
+    assert not again.better(seen(2.5), 500) and again.better(seen(1.0), 600) and again.images == 600
+
+
+def test_without_validation_images_the_last_model_is_kept_and_no_run_stopped():
+    choice = loop.Choice(replace(TINY, images=1000))
+    assert all(choice.better(seen(quality, "train"), images) for quality, images in [(1.0, 100), (9.0, 1000)])
+    assert choice.images == 1000 and not choice.over(1000)
+
+
+def test_a_run_is_over_when_nothing_improves_for_its_patience_and_the_schedules_are_nearly_done():
+    choice = loop.Choice(replace(TINY, images=1000, patience=0.5, burn_in=1.0))
+    choice.better(seen(2.0), 100)
+    assert not choice.over(700), "the rate is still high"
+    assert choice.over(750)
+    choice.better(seen(1.0), 600)
+    assert not choice.over(1000)
+    early = loop.Choice(replace(TINY, images=1000, patience=0.5, burn_in=0.2), lowest=2.0, lowest_at=100)
+    assert not early.over(600) and early.over(601)
+    assert not loop.Choice(replace(TINY, images=1000, patience=0.0), lowest=2.0, lowest_at=0).over(1000)
+
+
 # ------------------------------------------------------------------------------------------------ from another model
 
 
@@ -530,7 +564,7 @@ def test_the_generator_is_compiled_where_that_repays_its_cost(compiled_s, kept, 
     ticks = iter([0.0, 30.0])
     monkeypatch.setattr(probe_module.time, "monotonic", lambda: next(ticks))
     clock = Told(Task(1, (16, 16), 0, 20), CPU)
-    recipe, step_s, why = probe_module.compiled_if_it_pays(TINY, clock, 1800.0)
+    recipe, step_s, why = probe_module.compiled_if_it_pays(TINY, 0.2, clock, 1800.0)
     assert recipe.compiled is kept and words in why and "costs 30 s" in why
     assert step_s == pytest.approx(compiled_s if kept else 0.2)
 
@@ -540,19 +574,49 @@ def test_a_machine_that_cannot_compile_trains_all_the_same(monkeypatch):
         raise OSError("no C++ compiler")
 
     monkeypatch.setattr(torch.nn.Module, "compile", broken)
-    recipe, step_s, why = probe_module.compiled_if_it_pays(TINY, Clock(Task(1, (16, 16), 0, 20), CPU), 1800.0)
-    assert not recipe.compiled and step_s > 0 and why == "not compiled: OSError when it was tried"
+    recipe, step_s, why = probe_module.compiled_if_it_pays(TINY, 0.7, Clock(Task(1, (16, 16), 0, 20), CPU), 1800.0)
+    assert not recipe.compiled and step_s == 0.7 and why == "not compiled: OSError when it was tried"
 
 
+COMPILER = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, on import of its compiler
+
+
+@COMPILER
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and g++ is not here")
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, on import of its compiler
-def test_a_compiled_generator_trains_as_an_eager_one_and_resumes_to_the_bit(tmp_path):
+def test_a_compiled_generator_computes_what_an_eager_one_does_and_resumes_to_the_bit(tmp_path):
     _, data = tiny_data(tmp_path / "d")
+    made, gradients = [], []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        recipe = replace(TINY, compiled=compiled)
+        objective = OBJECTIVES["synthesis"](recipe, 1, Grid.choose((16, 16), 16), 0)
+        loop.prepare_machine(objective, recipe, CPU)
+        batch = loop.draw_batch(recipe, 0, data, Group(), schedule(recipe, 0))
+        objective.discriminator_loss(batch)
+        objective.generator_loss(batch)[0].backward()
+        assert (objective.generator._compiled_call_impl is not None) is compiled
+        made.append(objective.generator(batch.z).detach())
+        gradients.append([value.grad for value in objective.generator.parameters()])
+    torch.testing.assert_close(made[1], made[0], rtol=1e-4, atol=1e-5)
+    for found, wanted in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()) + 1e-7)
     recipe = replace(TINY, compiled=True, images=24)
-    eager, _ = fit_tiny(tmp_path / "eager", data, replace(recipe, compiled=False))
     whole, _ = fit_tiny(tmp_path / "whole", data, recipe)
     fit_tiny(tmp_path / "cut", data, recipe, deadline_s=0.0)
     resumed, _ = fit_tiny(tmp_path / "cut", data, recipe)
     assert torch.equal(weights(whole), weights(resumed))
-    # Adam without first moments turns rounding into steps of the rate: three steps of 1e-3 are the most they can part.
-    torch.testing.assert_close(weights(whole), weights(eager), rtol=0.0, atol=3e-3)
+
+
+@COMPILER
+def test_a_compiled_run_goes_on_where_there_is_no_compiler(tmp_path, monkeypatch):
+    import torch._dynamo
+    import torch._inductor.config
+
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    torch._dynamo.reset()
+    _, data = tiny_data(tmp_path / "d")
+    recipe = replace(TINY, images=24, width=16)
+    found, _ = fit_tiny(tmp_path / "compiled", data, replace(recipe, compiled=True))
+    wanted, _ = fit_tiny(tmp_path / "eager", data, recipe)
+    assert torch.equal(weights(found), weights(wanted))

@@ -47,7 +47,15 @@ NOW = Values(learning_rate=1e-3, beta2=0.9, gamma=0.9, augment=0.5, ema_decay=0.
 LN2 = math.log(2.0)
 # A quiet update of D: a loss below ln 2 and a penalty that holds.
 QUIET = {"loss": 0.62, "loss_d": 0.6, "norm": 1.0, "gap": 0.2, "r1": 0.02, "r2": 0.02}
-GOOD = {"quality": 2.0, "diversity": 0.9, "coverage": 0.8, "copying": 1.0, "overfit": 0.3, "overfit_error": 0.1}
+GOOD = {
+    "quality": 2.0,
+    "diversity": 0.9,
+    "coverage": 0.8,
+    "copying": 1.0,
+    "overfit": 0.3,
+    "overfit_error": 0.1,
+    "augment": NOW.augment,
+}
 MIDDLE = RECIPE.images // 2
 
 
@@ -298,7 +306,8 @@ def test_augmentation_moves_towards_its_target_by_a_clamped_step():
 def test_augmentation_stays_within_its_clamp_and_is_not_lowered_below_the_schedule():
     watchman, acts = Watchman(RECIPE), []
     for _ in range(12):
-        acts += watchman.tick(GOOD | {"overfit": 1.0, "overfit_error": 0.05}, MIDDLE)
+        applied = watchman.adjusted(NOW).augment
+        acts += watchman.tick(GOOD | {"overfit": 1.0, "overfit_error": 0.05, "augment": applied}, MIDDLE)
     assert watchman.adjusted(NOW).augment == MOST_AUGMENT
     assert {act.act for act in acts} == {"raise_augmentation", "warn"} and kinds(acts).count("warn") == 1
     assert watchman.adjusted(NOW).gamma == NOW.gamma and watchman.adjusted(NOW).learning_rate == NOW.learning_rate
@@ -310,11 +319,22 @@ def test_augmentation_stays_within_its_clamp_and_is_not_lowered_below_the_schedu
 def test_memorising_raises_augmentation_first_and_ends_a_run_that_it_does_not_help():
     watchman, acts = Watchman(RECIPE), []
     for number in range(12):
-        acts += watchman.tick(GOOD | {"copying": 0.2}, MIDDLE + number * 64 * RECIPE.batch)
+        applied = watchman.adjusted(NOW).augment
+        acts += watchman.tick(GOOD | {"copying": 0.2, "augment": applied}, MIDDLE + number * 64 * RECIPE.batch)
         if "end" in kinds(acts):
             break
     assert kinds(acts)[0] == "raise_augmentation" and kinds(acts)[-1] == "end"
     assert {act.reason for act in acts} == {"memorising"} and "add scans" in acts[-1].words
+
+
+def test_a_run_that_memorises_while_its_schedule_still_augments_little_is_not_given_up():
+    watchman, acts, length = Watchman(replace(RECIPE, augment=0.8)), [], 0
+    for number in range(5):
+        values = watchman.adjusted(replace(NOW, augment=0.1))
+        acts += watchman.tick(GOOD | {"copying": 0.2, "augment": values.augment}, MIDDLE + number * 64 * RECIPE.batch)
+        assert values.augment >= length
+        length = values.augment
+    assert set(kinds(acts)) == {"raise_augmentation"} and length > 0.3
 
 
 # ------------------------------------------------------------------------------------------------ memory

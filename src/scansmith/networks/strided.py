@@ -1,7 +1,7 @@
 """The strided pair: cheap layers that see many images in little time; the winner of the equal-time trial.
 
 Radford 2015 (DCGAN) gave the layout; here the generator upsamples by nearest neighbour, the discriminator has no
-normalisation (a gradient penalty and batch statistics do not mix), and both end in float32. The generator's batch norm is
+normalisation (a gradient penalty and batch statistics do not mix) and ends in float32. The generator's batch norm is
 worth much: normalised by groups, which takes each image's own level away, it began to differ between latents only after
 some 5,000 images (docs/log.md).
 """

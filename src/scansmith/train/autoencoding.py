@@ -53,8 +53,10 @@ class Autoencoding(Objective):
         return loss, {name: value.detach() for name, value in logged.items()}
 
     def settle(self, average: nn.Module, images: Tensor, classes: Tensor | None) -> None:
-        """Before samples are drawn from a plain autoencoder: fit the Gaussian of its codes (mean and covariance)."""
-        if self.kl_weight > 0.0:
+        """Before samples are drawn: the Gaussian of the codes, N(0, 1) of a VAE, fitted for a plain autoencoder."""
+        if self.kl_weight > 0.0:  # said again, since the weights may come from a plain one
+            average.center.zero_()  # type: ignore[operator]
+            average.factor.copy_(torch.eye(len(average.center)))  # type: ignore[operator, arg-type]
             return
         codes = encode(average, images, classes).double()
         centred = codes - codes.mean(0)

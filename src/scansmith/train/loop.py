@@ -23,6 +23,7 @@ from .parallel import Group
 from .recipes import Recipe, Values, schedule
 from .watchman import Act, Watchman
 
+SETTLED = 0.75  # of the schedules; before, rate and penalty still change, and quality with them
 TOLERANCE = 0.1  # of a Fréchet ratio; 100 validation images do not tell closer ones apart
 
 
@@ -187,6 +188,8 @@ def prepare_machine(objective: Objective, recipe: Recipe, device: torch.device) 
             if parameter.ndim - 2 in CHANNELS_LAST:
                 parameter.data = parameter.data.to(memory_format=CHANNELS_LAST[parameter.ndim - 2])
     if recipe.compiled:
+        # A machine without a compiler, perhaps another one than began the run, goes on without and says so.
+        torch._dynamo.config.suppress_errors = True
         objective.get_submodule(objective.model).compile()
 
 
@@ -357,9 +360,10 @@ class Choice:
         return True
 
     def over(self, images: int) -> bool:
-        """Whether quality has not improved for so long that the rest of the run is spared."""
-        patience = self.recipe.patience * self.recipe.images
-        return self.lowest is not None and patience > 0 and images - self.lowest_at > patience
+        """Whether quality has not improved for so long, with the schedules nearly done, that the rest is spared."""
+        recipe = self.recipe
+        patience, settled = recipe.patience * recipe.images, SETTLED * min(1.0, recipe.burn_in) * recipe.images
+        return self.lowest is not None and patience > 0 and images - self.lowest_at > patience and images >= settled
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("lowest", "lowest_at", "quality", "images")}

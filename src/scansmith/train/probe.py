@@ -33,7 +33,9 @@ SCANS_FOR_SIZE = {"tiny": 0, "small": 0, "base": 1_000, "large": 50_000}
 CLEARLY = 1.15  # times the fastest machine setting's seconds, within which the usual one is kept
 LARGEST_BATCH = 256
 COMPILED_FROM_S = 1800.0  # in shorter runs the half minute of compiling is not even tried
+COMPILING_S = 30.0  # of a first time; another is quicker, and must not decide otherwise
 REPAID = 2.0  # times its own cost that compiling must save over the run
+TURNS = 6  # in which eager and compiled steps are timed
 BATCH_GAIN = 1.25  # images/s that a doubled batch must bring
 
 
@@ -106,7 +108,8 @@ def probe(
     size: str = "auto",
     processes: int = 1,
 ) -> Probe:
-    """Settle all but the length of a run by timing real steps, within about 2 % of the time, 12 s at most.
+    """Settle all but the length of a run by timing real steps, within about 2 % of the time: 12 s at most, in runs of half an hour
+    or more a minute, since compiling is tried there.
 
     Args:
         base: a row of `RECIPES` with the seed.
@@ -144,7 +147,7 @@ def probe(
     if device.type == "cuda":
         recipe, step_s = largest_batch(recipe, step_s, clock, seconds)
     if seconds >= COMPILED_FROM_S and processes == 1 and recipe.objective == "synthesis":
-        recipe, step_s, words = compiled_if_it_pays(recipe, clock, seconds)
+        recipe, step_s, words = compiled_if_it_pays(recipe, step_s, clock, seconds)
         reasons.append(words)
     grid, shown = task.grid(recipe.target), recipe.batch / step_s * seconds * (1.0 - OVERHEAD)
     memory.refuse_if_too_large(recipe, task.channels, grid, task.classes, device, processes)
@@ -279,18 +282,17 @@ def fastest_machine(recipe: Recipe, clock: Clock, budget_s: float) -> tuple[Reci
     return chosen, seconds_of[chosen]
 
 
-def compiled_if_it_pays(recipe: Recipe, clock: Clock, seconds: float) -> tuple[Recipe, float, str]:
+def compiled_if_it_pays(recipe: Recipe, step_s: float, clock: Clock, seconds: float) -> tuple[Recipe, float, str]:
     """Compile the generator where what that saves over the run repays what it costs; the recipe, seconds a step, why."""
-    compiled = replace(recipe, compiled=True)
-    plain_step, began = clock.stepper(recipe), time.monotonic()
-    plain_step()
+    compiled, began = replace(recipe, compiled=True), time.monotonic()
     try:
-        compiled_step = clock.stepper(compiled)
-        compiled_step()
-    except Exception as error:  # no C++ compiler, or an operator that it does not know: never a reason not to train
-        return recipe, clock.time(recipe, 3.0), f"not compiled: {type(error).__name__} when it was tried"
-    cost_s = time.monotonic() - began
-    times = [(plain_step(), compiled_step()) for _ in range(8)]  # in turns
+        steps = [clock.stepper(recipe), clock.stepper(compiled)]
+        for step in steps:
+            step()
+        cost_s = max(COMPILING_S, time.monotonic() - began)
+        times = [[step() for step in steps] for _ in range(TURNS)]  # in turns
+    except Exception as error:  # too little memory for both, an operator that it does not know: no reason not to train
+        return recipe, step_s, f"not compiled: {type(error).__name__} when it was tried"
     plain_s, compiled_s = (quartile(list(one)) for one in zip(*times))
     saved = seconds * (1.0 - compiled_s / plain_s)
     words = f"saves {saved:.0f} s of the run and costs {cost_s:.0f} s"

@@ -299,7 +299,7 @@ class Watchman:
         if step < 0.0:
             state["augment"] = max(0.0, state["augment"] + step)
             return [self._act(reason, "lower_augmentation")]
-        if max(0.0, self.recipe.augment) + state["augment"] < MOST_AUGMENT:
+        if row["augment"] < MOST_AUGMENT:  # what is applied now: the schedule reaches its own end only with the run
             state["augment"] += step
             return [self._act(reason, "raise_augmentation")]
         state["saturated"][reason] = state["saturated"].get(reason, 0) + 1
