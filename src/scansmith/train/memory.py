@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..preprocess import Grid
+from . import watch
 from .objective import Batch
 from .objectives import OBJECTIVES
 from .recipes import Recipe
@@ -25,7 +27,6 @@ from .recipes import Recipe
 # its libraries and their work space; and what an allocator leaves between the tensors.
 PROCESS = {"cpu": 440 * 2**20, "cuda": 1024 * 2**20}
 FRAGMENTS = 1.15
-TICK_IMAGES = 64  # as many at once as train/watch.py looks at
 SMALLEST = 16  # pixels; no smaller grid is proposed
 
 
@@ -49,7 +50,7 @@ def needed(recipe: Recipe, channels: int, grid: Grid, classes: int, processes: i
         model = size(objective.get_submodule(objective.model))
         for _ in range(2):  # the gradients of the first are there in the second
             one_step(objective, some_batch(recipe, batch, channels, grid, classes), recipe.precision)
-        at_tick(objective, some_batch(recipe, TICK_IMAGES, channels, grid, classes))
+        at_tick(objective, recipe, channels, grid, classes)
     moments, averages = 2 * weights, 2 * model
     # A checkpoint is made twice in memory, as text and as bytes, beside what the allocator kept from the last step.
     written = 2 * (weights + moments + averages)
@@ -81,12 +82,14 @@ def one_step(objective: nn.Module, batch: Batch, precision: str) -> None:
         del loss
 
 
-def at_tick(objective: nn.Module, batch: Batch) -> None:
+def at_tick(objective: nn.Module, recipe: Recipe, channels: int, grid: Grid, classes: int) -> None:
     """What looking at the run takes, without gradients and in float32: samples, and D's scores."""
+    made = some_batch(recipe, watch.at_once(channels * math.prod(grid.shape)), channels, grid, classes)
+    scored = some_batch(recipe, watch.SCORED, channels, grid, classes)
     with torch.no_grad():
-        objective.get_submodule(objective.model)(batch.z, batch.classes)  # type: ignore[arg-type]
+        objective.get_submodule(objective.model)(made.z, made.classes)  # type: ignore[arg-type]
         if "discriminator" in objective.players:  # type: ignore[operator]
-            objective.get_submodule("discriminator")(batch.images, batch.classes)
+            objective.get_submodule("discriminator")(scored.images, scored.classes)
 
 
 class Counted(TorchDispatchMode):

@@ -23,6 +23,7 @@ FEWEST = 16  # below this many images a Fréchet distance says nothing
 MOST = 256
 FLOOR_DRAWS = 8
 SCORED = 64  # images of each kind whose scores the overfitting is read from; more cost as much as the samples
+FEWEST_AT_ONCE, VALUES_AT_ONCE = 8, 64 * 64 * 64  # samples made together: 64 of 64 x 64 pixels, fewer of larger ones
 Scores = Callable[[Tensor, Tensor | None], Tensor]
 
 
@@ -199,10 +200,18 @@ def samples(generator: nn.Module, seed: int, count: int, classes: Sequence[int],
     numbers = torch.tensor([classes[i % len(classes)] for i in range(count)]) if classes else None
     made: list[Tensor] = []
     with torch.no_grad():
-        for start in range(0, count, 64):
-            chosen = None if numbers is None else numbers[start : start + 64].to(device)
-            made.append(generator(z[start : start + 64].to(device), chosen).clamp(-1.0, 1.0).float().cpu())
+        start = 0
+        while start < count:
+            part = slice(start, start + (at_once(made[0][0].numel()) if made else FEWEST_AT_ONCE))
+            chosen = None if numbers is None else numbers[part].to(device)
+            made.append(generator(z[part].to(device), chosen).clamp(-1.0, 1.0).float().cpu())
+            start = part.stop
     return torch.cat(made).numpy()
+
+
+def at_once(values: int) -> int:
+    """How many images of so many values are made together, so that a tick needs no more memory than a step."""
+    return max(FEWEST_AT_ONCE, min(64, VALUES_AT_ONCE // values))
 
 
 def save_sheet(path: Path, images: np.ndarray, columns: int = 8) -> None:
