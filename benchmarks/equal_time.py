@@ -33,7 +33,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from scansmith import prepare
+from scansmith import dataset, prepare
 from scansmith.dataset import Dataset
 from scansmith.evaluate import compare, copies
 from scansmith.metrics.nearest import nearest
@@ -301,11 +301,27 @@ def table(
 
 
 def opened(source: Path, out: Path) -> Dataset:
-    """A prepared dataset as it is; a folder of scans is prepared into OUT/dataset, without labels."""
+    """A prepared dataset as it is; a folder of scans is prepared into OUT/dataset.
+
+    Folders that are classes give every split the same share of each, and are then forgotten: no recipe is told the class.
+    """
     if (source / "dataset.json").is_file():
         return Dataset.open(source)
-    prepare(source, out / "dataset", labels="none")
-    return Dataset.open(out / "dataset")
+    prepare(source, out / "dataset")
+    found = Dataset.open(out / "dataset")
+    if not found.labels:
+        return found
+    root = out / "dataset-without-labels"
+    if (root / "dataset.json").is_file():
+        return Dataset.open(root)
+    info = {key: found.info[key] for key in ("modality", "units", "spacing", "source_format", "split_level")}
+    columns = {name: values for name, values in found.columns.items() if name != "label"}
+    columns["label"] = np.full(len(found), "")
+    images = (found.image(row) for row in range(len(found)))
+    hash_ = f"{found.info['hash'][:12]}none"
+    return dataset.write(
+        root, {**info, "labels": [], "hash": hash_}, columns, images, found.image(0).dtype, found.shape
+    )
 
 
 def with_ticks(recipe: Recipe, minutes: float, most: int = 24) -> Recipe:

@@ -12,7 +12,15 @@ from torch.nn import functional as F
 
 from scansmith import losses
 from scansmith.networks import DISCRIMINATORS, GENERATORS, penalised
-from scansmith.networks.blocks import CHANNELS_LAST, UP_CONVOLUTIONS, BatchNorm, count_parameters, latent, layout_of
+from scansmith.networks.blocks import (
+    CHANNELS_LAST,
+    UP_CONVOLUTIONS,
+    BatchNorm,
+    count_parameters,
+    latent,
+    layout_of,
+    take_statistics,
+)
 from scansmith.networks.residual import CHANNELS
 from scansmith.preprocess import Grid
 from scansmith.train import loop
@@ -319,3 +327,26 @@ def test_batch_norm_equals_that_of_torch_in_training_and_evaluation(shape):
         torch.testing.assert_close(own(x), theirs(x))
     torch.testing.assert_close(own.running_var, theirs.running_var)
     torch.testing.assert_close(own.eval()(x), theirs.eval()(x))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_statistics_for_averaged_weights_are_those_of_all_their_inputs(processes):
+    torch.manual_seed(0)
+    network = GENERATORS["strided"](1, (4, 4), 2, width=4, latent=8, classes=2)
+    norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
+    for norm in norms:
+        norm.processes = processes  # were the others asked, this would fail: there is no group
+        norm.running_mean.fill_(9.0)
+    z, classes = torch.randn(48, 8), torch.arange(48) % 2
+    seen = []
+    norms[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    take_statistics(network, zip(z.split(16), classes.split(16)))
+    features = torch.cat(seen)
+    torch.testing.assert_close(norms[0].running_mean, features.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    wanted = torch.stack([part.var((0, 2, 3)) for part in seen]).mean(0)
+    torch.testing.assert_close(norms[0].running_var, wanted, rtol=1e-4, atol=1e-6)
+    assert not network.training and {norm.processes for norm in norms} == {processes}
+    assert {norm.momentum for norm in norms} == {0.1}
+    before = network(z, classes)
+    take_statistics(network, zip(z.split(16), classes.split(16)))
+    torch.testing.assert_close(network(z, classes), before)

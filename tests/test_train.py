@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from scansmith import dataset, train
+from scansmith.networks.blocks import latent, take_statistics
 from scansmith.preprocess import Grid
 from scansmith.runtime import Interrupted, Progress
 from scansmith.train import checkpoint, loop, stage, watch
@@ -438,6 +440,17 @@ def test_recipes_train_two_steps(tmp_path):
         small = replace(recipe, width=8, batch=8, images=48, ticks=1, gamma=1.0, gamma_end=0.1, augment=0.3, threads=1)
         average, outcome = fit_tiny(tmp_path / name, data, small, classes=2)
         assert outcome["images"] == 48 and torch.isfinite(weights(average)).all()
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_the_model_has_the_statistics_of_its_own_weights_unless_they_are_the_last_ones(tmp_path, averaged):
+    _, data = tiny_data(tmp_path / "d")
+    average, _ = fit_tiny(tmp_path / "run", data, TINY if averaged else replace(TINY, ema_fraction=0.0))
+    again = copy.deepcopy(average)
+    z = latent(0, 256, average.latent)
+    take_statistics(again, [(z[start : start + 64], None) for start in range(0, 256, 64)])
+    found, own = (dict(network.named_buffers())["norms.0.running_mean"] for network in (average, again))
+    assert torch.allclose(found, own, rtol=1e-3, atol=1e-5) is averaged
 
 
 # ------------------------------------------------------------------------------------------------ best model, patience

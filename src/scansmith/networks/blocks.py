@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,6 +105,31 @@ class BatchNorm(nn.Module):
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shape = (1, -1, *(1,) * (x.dim() - 2))
         return (own * scale.view(shape) + (self.bias - mean * scale).view(shape)).to(x.dtype)
+
+
+@torch.no_grad()
+def take_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
+    """Batch norm's running averages of a network whose weights are an average: plain means over the given inputs.
+
+    Averaged weights have statistics of their own; those that the network of the moment ran up do not fit them, and sway
+    with its last few batches (Izmailov 2018, section 3.2). Leaves the network in evaluation mode.
+
+    Args:
+        network: called as network(z, classes).
+        batches: (z, classes or None), of equal size.
+    """
+    norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
+    if not norms:
+        return
+    shared = norms[0].processes
+    network.train()
+    for number, batch in enumerate(batches, 1):
+        for norm in norms:
+            norm.momentum, norm.processes = 1.0 / number, 1  # nobody else is asked
+        network(*batch)
+    for norm in norms:
+        norm.momentum, norm.processes = BatchNorm.momentum, shared
+    network.eval()
 
 
 def count_parameters(network: nn.Module) -> int:

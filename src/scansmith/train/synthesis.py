@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +11,17 @@ from torch import Tensor, nn
 from .. import augment
 from ..losses import LOSSES, interpolated_penalty, scores_and_penalty
 from ..networks import DISCRIMINATORS, GENERATORS
-from ..networks.blocks import layout_of
+from ..networks.blocks import latent, layout_of, take_statistics
 from ..preprocess import Grid
+from . import watch
 from .objective import Batch, Objective
 from .recipes import Recipe
 
+SETTLING = 256  # latents from which batch norm's statistics are taken; 1,024 gave the same distances to two digits
+
 
 class Synthesis(Objective):
-    """G and D of one run. `generator_loss` takes the fakes and the real scores that `discriminator_loss` of its batch made."""
+    """G and D of one run. `discriminator_loss` draws the fakes once; `generator_loss` of the same batch uses them again."""
 
     players = ("discriminator", "generator")
     model = "generator"
@@ -29,9 +33,8 @@ class Synthesis(Objective):
         self.generator = GENERATORS[recipe.generator](**self.generator_arguments)
         self.discriminator = DISCRIMINATORS[recipe.discriminator](**shape, width=recipe.width, classes=classes)
         self.d_loss, self.g_loss = LOSSES[recipe.loss]
-        self.penalty = recipe.penalty
+        self.penalty, self.averages = recipe.penalty, recipe.ema_fraction > 0
         self._fake: Tensor | None = None
-        self._real_scores: Tensor | None = None
 
     def discriminator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of D, with its penalty, and what to log of it."""
@@ -53,24 +56,29 @@ class Synthesis(Objective):
                 halves = images.chunk(2)
                 between = interpolated_penalty(self.discriminator, halves[0], halves[1], batch.classes, batch.random)
                 logged, extra = {"r1": between.mean()}, batch.gamma * between.mean()
-        self._real_scores = real.detach()
         adversarial = self.d_loss(real, fake)
         logged |= {"loss_d": adversarial, "gap": (real - fake).mean()}
         return adversarial + extra, {name: value.detach() for name, value in logged.items()}
 
     def generator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of G. D's weights take no gradient here: the caller switches them off.
-
-        The real scores are those from before D moved: one step of D does not change what they are compared with
-        (docs/log.md), and scoring the real images again would cost a twentieth of a step.
-        """
-        assert self._fake is not None and self._real_scores is not None, (
-            "discriminator_loss comes first: it makes the fakes"
-        )
+        """The loss of G. D's weights take no gradient here: the caller switches them off."""
+        assert self._fake is not None, "discriminator_loss comes first: it makes the fakes"
+        # Scored anew after D's step: what D adds to all scores alike is free under a relativistic loss, and wanders.
+        with torch.no_grad():
+            real = self.discriminator(augmented(batch.images, batch), batch.classes)
         fake = self.discriminator(augmented(self._fake, batch), batch.classes)
-        loss = self.g_loss(self._real_scores, fake)
-        self._fake = self._real_scores = None
+        self._fake = None
+        loss = self.g_loss(real, fake)
         return loss, {"loss_g": loss.detach()}
+
+    def settle(self, average: nn.Module, images: Tensor, classes: Tensor | None) -> None:
+        """Batch norm's statistics for averaged weights, over fixed latents and the classes of the given training images."""
+        if not self.averages:
+            return
+        z = latent(0, SETTLING, average.latent).to(images.device)  # type: ignore[arg-type]
+        kinds = None if classes is None else classes.repeat(-(-SETTLING // len(classes)))[:SETTLING].to(images.device)
+        size = watch.at_once(images[0].numel())
+        take_statistics(average, zip(z.split(size), repeat(None) if kinds is None else kinds.split(size)))
 
     @property
     def judge(self) -> nn.Module:
