@@ -1,6 +1,6 @@
 """Training images/s at 64 px against the plain way: same networks, batch, threads and exact R1 + R2, in turns in one process.
 
-    python benchmarks/train_speed.py [--rounds 12] [--device cpu] [--compile]
+    python benchmarks/train_speed.py [--rounds 12] [--batch 16] [--device cpu] [--compile]
 
 The plain way is eager, float32 and NCHW, upsamples then convolves, takes the penalty's gradient by double backpropagation,
 and draws new fakes for each player. Each row adds one thing to the row above, up to what `scansmith train` runs.
@@ -113,6 +113,7 @@ class Arm:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=RECIPES["relativistic"].batch)
     parser.add_argument("--device", default="auto")
     parser.add_argument(
         "--compile", action="store_true", help="a row with a compiled generator, and how long that takes"
@@ -120,7 +121,15 @@ def main():
     options = parser.parse_args()
     device = choose_device(options.device)
     threads = cpu_count() if device.type == "cpu" else 0
-    recipe = replace(RECIPES["relativistic"], images=10**6, gamma=3.4, gamma_end=0.34, augment=0.5, threads=threads)
+    recipe = replace(
+        RECIPES["relativistic"],
+        batch=options.batch,
+        images=10**6,
+        gamma=3.4,
+        gamma_end=0.34,
+        augment=0.5,
+        threads=threads,
+    )
     fast = replace(recipe, precision="bf16", channels_last=True)
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "level.npy", np.random.default_rng(0).integers(0, 256, (8000, 1, SIDE, SIDE), np.uint8))
