@@ -448,8 +448,7 @@ def test_the_model_has_the_statistics_of_its_own_weights_unless_they_are_the_las
     _, data = tiny_data(tmp_path / "d")
     average, _ = fit_tiny(tmp_path / "run", data, TINY if averaged else replace(TINY, ema_fraction=0.0))
     again = copy.deepcopy(average)
-    z = latent(0, 256, average.latent)
-    take_statistics(again, [(z[start : start + 64], None) for start in range(0, 256, 64)])
+    take_statistics(again, [(part, None) for part in latent(0, 4096, average.latent).split(64)])
     found, own = (dict(network.named_buffers())["norms.0.running_mean"] for network in (average, again))
     assert torch.allclose(found, own, rtol=1e-3, atol=1e-5) is averaged
 

@@ -52,7 +52,7 @@ class Autoencoding(Objective):
         logged = {"loss_g": loss, "reconstruction": error.sqrt(), "kl": kl if variational else torch.zeros(())}
         return loss, {name: value.detach() for name, value in logged.items()}
 
-    def settle(self, average: nn.Module, images: Tensor, classes: Tensor | None) -> None:
+    def settle(self, average: nn.Module, images: Tensor, classes: Tensor | None, last: bool = False) -> None:
         """Before samples are drawn: the Gaussian of the codes, N(0, 1) of a VAE, fitted for a plain autoencoder."""
         if self.kl_weight > 0.0:  # said again, since the weights may come from a plain one
             average.center.zero_()  # type: ignore[operator]

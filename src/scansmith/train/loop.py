@@ -141,6 +141,8 @@ def fit(
             if cut or state["ended"]:
                 break
     log.close()
+    if group.main:
+        objective.settle(best, *first_images(data, group.device), last=True)
     return best, outcome_of(state, recipe, choice, cut)
 
 
@@ -293,9 +295,7 @@ def observe(
     if not group.main:
         return {}
     began = time.monotonic()
-    chosen = np.arange(min(len(data.rows), 512))
-    shown = torch.from_numpy(data.level.batch(data.rows[chosen])).to(group.device)
-    objective.settle(average, shown, None if data.classes is None else torch.from_numpy(data.classes[chosen]))
+    objective.settle(average, *first_images(data, group.device))
     count = max(64, 0 if data.real is None else len(data.real.features))
     made = watch.samples(average, recipe.seed, count, data.class_numbers, group.device)
     watch.save_sheet(run / "samples" / f"{images:09d}.png", made[:64])
@@ -304,6 +304,13 @@ def observe(
         scores = scoring(objective, recipe, images, now)
         row = watch.measure(average, recipe.seed, data.class_numbers, data.real, group.device, scores, made)
     return {**row, "watch_s": round(time.monotonic() - began, 3)}
+
+
+def first_images(data: Data, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The first 512 training images at most, and their classes."""
+    chosen = np.arange(min(len(data.rows), 512))
+    shown = torch.from_numpy(data.level.batch(data.rows[chosen])).to(device)
+    return shown, None if data.classes is None else torch.from_numpy(data.classes[chosen])
 
 
 def scoring(objective: Objective, recipe: Recipe, images: int, now: Values) -> watch.Scores | None:

@@ -68,8 +68,8 @@ class Objective(nn.Module):
         """Images as the judge sees them under an augmentation of that probability."""
         return images
 
-    def settle(self, average: nn.Module, images: Tensor, classes: Tensor | None) -> None:
-        """Before samples are drawn: what the averaged model still needs from training images; most need nothing."""
+    def settle(self, average: nn.Module, images: Tensor, classes: Tensor | None, last: bool = False) -> None:
+        """Before samples are drawn: what the averaged model still needs; `last`: for good, so that it may take longer."""
 
     def leave(self, average: nn.Module, data: Dataset, level: Level, run: Path, device: torch.device) -> None:
         """At the end: files for the run folder besides the model; most leave none."""

@@ -17,7 +17,8 @@ from . import watch
 from .objective import Batch, Objective
 from .recipes import Recipe
 
-SETTLING = 256  # latents from which batch norm's statistics are taken; 1,024 gave the same distances to two digits
+# Latents from which batch norm's statistics are taken: at a tick, and at the end, there fewer of images above 64 x 64.
+SETTLING, SETTLING_LAST, LAST_VALUES = 256, 4096, 4096 * 64 * 64
 
 
 class Synthesis(Objective):
@@ -33,7 +34,7 @@ class Synthesis(Objective):
         self.generator = GENERATORS[recipe.generator](**self.generator_arguments)
         self.discriminator = DISCRIMINATORS[recipe.discriminator](**shape, width=recipe.width, classes=classes)
         self.d_loss, self.g_loss = LOSSES[recipe.loss]
-        self.penalty, self.averages = recipe.penalty, recipe.ema_fraction > 0
+        self.penalty, self.precision, self.averages = recipe.penalty, recipe.precision, recipe.ema_fraction > 0
         self._fake: Tensor | None = None
 
     def discriminator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -71,14 +72,17 @@ class Synthesis(Objective):
         loss = self.g_loss(real, fake)
         return loss, {"loss_g": loss.detach()}
 
-    def settle(self, average: nn.Module, images: Tensor, classes: Tensor | None) -> None:
+    def settle(self, average: nn.Module, images: Tensor, classes: Tensor | None, last: bool = False) -> None:
         """Batch norm's statistics for averaged weights, over fixed latents and the classes of the given training images."""
         if not self.averages:
             return
-        z = latent(0, SETTLING, average.latent).to(images.device)  # type: ignore[arg-type]
-        kinds = None if classes is None else classes.repeat(-(-SETTLING // len(classes)))[:SETTLING].to(images.device)
-        size = watch.at_once(images[0].numel())
-        take_statistics(average, zip(z.split(size), repeat(None) if kinds is None else kinds.split(size)))
+        values = images[0].numel()
+        count = max(SETTLING, min(SETTLING_LAST, LAST_VALUES // values)) if last else SETTLING
+        z = latent(0, count, average.latent).to(images.device)  # type: ignore[arg-type]
+        kinds = None if classes is None else classes.repeat(-(-count // len(classes)))[:count].to(images.device)
+        size = watch.at_once(values)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            take_statistics(average, zip(z.split(size), repeat(None) if kinds is None else kinds.split(size)))
 
     @property
     def judge(self) -> nn.Module:
