@@ -1,6 +1,6 @@
 """Quality after 5, 10 and 15 minutes on the same machine: ours beside the baselines, on any folder of scans.
 
-    python benchmarks/equal_time.py SCANS_OR_DATASET OUT [--minutes 5,10,15] [--recipes relativistic,dcgan,wasserstein,vae]
+    python benchmarks/equal_time.py SCANS_OR_DATASET OUT [--minutes 5,10,15] [--recipes relativistic,dcgan,wasserstein,vae] [--halves]
 
 Ours trains anew for each budget, since its schedules are fractions of the run. A baseline, whose rates are constant, trains once
 for the longest and is measured on the way. Steps of all recipes are first timed in turns, in one layout and precision (the
@@ -11,6 +11,10 @@ after the timing. Each training is a folder of OUT with a result.json; the same 
 A ratio is the random-conv Fréchet distance of samples to held-out images over that of training images to them. The model is
 the one that was best on validation images so far; `swing` is the range of the ratio of the weights of the moment over the
 last third of the run.
+
+`--halves` draws the images to learn from and those to hold out at random, half of each class, whoever the patient. Near copies
+then lie on both sides, alike for all recipes, and the floor is what two random halves differ by, as in published tables; not
+a way to judge a model that is to be used.
 """
 
 from __future__ import annotations
@@ -300,28 +304,45 @@ def table(
     return text
 
 
-def opened(source: Path, out: Path) -> Dataset:
+def opened(source: Path, out: Path, halves: bool = False) -> Dataset:
     """A prepared dataset as it is; a folder of scans is prepared into OUT/dataset.
 
     Folders that are classes give every split the same share of each, and are then forgotten: no recipe is told the class.
+
+    Args:
+        halves: split at random, see `halved`.
     """
-    if (source / "dataset.json").is_file():
-        return Dataset.open(source)
-    prepare(source, out / "dataset")
-    found = Dataset.open(out / "dataset")
-    if not found.labels:
+    prepared = (source / "dataset.json").is_file()
+    if not prepared:
+        prepare(source, out / "dataset")
+    found = Dataset.open(source if prepared else out / "dataset")
+    if not halves and (prepared or not found.labels):
         return found
-    root = out / "dataset-without-labels"
+    root = out / ("halves" if halves else "dataset-without-labels")
     if (root / "dataset.json").is_file():
         return Dataset.open(root)
     info = {key: found.info[key] for key in ("modality", "units", "spacing", "source_format", "split_level")}
     columns = {name: values for name, values in found.columns.items() if name != "label"}
     columns["label"] = np.full(len(found), "")
+    if halves:
+        columns["split"], info["split_level"] = halved(found), "image"
     images = (found.image(row) for row in range(len(found)))
-    hash_ = f"{found.info['hash'][:12]}none"
+    hash_ = f"{found.info['hash'][:12]}{'half' if halves else 'none'}"
     return dataset.write(
         root, {**info, "labels": [], "hash": hash_}, columns, images, found.image(0).dtype, found.shape
     )
+
+
+def halved(found: Dataset) -> np.ndarray:
+    """The split of each image: half of each class, at random, held out; a tenth of the others for validation."""
+    split = found.columns["split"].copy()
+    random = np.random.default_rng(0)
+    for label in np.unique(found.columns["label"]):
+        rows = random.permutation(np.flatnonzero(found.columns["label"] == label))
+        held_out, rest = np.split(rows, [len(rows) // 2])
+        validation, train = np.split(rest, [len(rest) // 10])
+        split[held_out], split[validation], split[train] = "holdout", "validation", "train"
+    return split
 
 
 def with_ticks(recipe: Recipe, minutes: float, most: int = 24) -> Recipe:
@@ -350,13 +371,14 @@ def main() -> None:
     parser.add_argument("--recipes", default="relativistic,dcgan,wasserstein,vae")
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--halves", action="store_true", help="random halves of each class")
     parser.add_argument("--rounds", type=int, default=20, help="turns of the timing")
     parser.add_argument("--rates", type=Path, help="rates.json that was measured before; default: OUT/rates.json")
     parser.add_argument("--only-rates", action="store_true", help="time the steps and stop")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     minutes = sorted(float(text) for text in options.minutes.split(","))
-    device, data = choose_device(options.device), opened(options.source, options.out)
+    device, data = choose_device(options.device), opened(options.source, options.out, options.halves)
     recipes = {name: stage.base_recipe(name, options.seed) for name in options.recipes.split(",")}
     known = rates(
         options.rates or options.out / "rates.json",

@@ -23,6 +23,8 @@ FIRST = {2: 64, 3: 32}  # the grid that is timed first
 # A grid is taken only if the minutes show this many images per pixel of its longer side: below, sharper is not better.
 # Measured at 64 px: 20,000 hands are recognisable, with different poses (docs/log.md).
 IMAGES_PER_PIXEL = 20_000 / 64
+IMAGES_A_TICK = 4000  # at least, above FEWEST_TICKS: measuring takes about as long as training on a hundred images
+FEWEST_TICKS = 6
 OVERHEAD = 0.05  # share of the training time that ticks take: samples, features, sheet, checkpoint
 
 
@@ -79,7 +81,8 @@ class Probe:
 
     def lasting(self, images: int) -> tuple[Recipe, list[str]]:
         """The whole recipe for a run of `images`, at least one step per tick, and all reasons."""
-        recipe = replace(self.recipe, images=max(images, self.recipe.ticks * self.recipe.batch))
+        ticks = min(self.recipe.ticks, max(FEWEST_TICKS, images // IMAGES_A_TICK))
+        recipe = replace(self.recipe, images=max(images, ticks * self.recipe.batch), ticks=ticks)
         times = recipe.images / max(recipe.train_images, 1)
         length = f"{recipe.images:,} images shown ({times:.0f} times each of {recipe.train_images:,}), about {recipe.images / self.recipe.batch * self.step_s / 60:.1f} min at {self.recipe.batch / self.step_s:.0f} images/s"
         return recipe, [*self.reasons, length, expectation(recipe)]
@@ -121,7 +124,7 @@ def probe(
     Raises:
         ValueError: what is asked for does not fit into memory.
     """
-    base = replace(base, ticks=max(6, min(base.ticks, int(seconds / 25.0))))
+    base = replace(base, ticks=max(FEWEST_TICKS, min(base.ticks, int(seconds / 25.0))))
     base = resized(base, "tiny" if size == "auto" else size)
     native = max(task.size)
     clock = Clock(task, device, processes)

@@ -22,7 +22,7 @@ class Recipe:
         latent: length of z.
         batch: real images per step, over all processes.
         images: real images shown in the whole run (chosen); all schedules are fractions of it.
-        ticks: how often quality is measured, logged and checkpointed in a run (chosen: every 25 s, 6 to 24 times).
+        ticks: how often quality is measured, logged and checkpointed in a run (chosen: every 25 s and 4,000 images, 6 to 24 times).
         critic_steps: D moves at every step, G at each `critic_steps`-th.
         learning_rate, learning_rate_end: Adam's rate, cosine over the burn-in.
         beta1: Adam's first decay.
