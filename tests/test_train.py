@@ -188,6 +188,21 @@ def test_unbalanced_classes_are_drawn_by_the_square_root_of_their_counts():
     assert share == pytest.approx(10**0.5 / (10**0.5 + 1000**0.5), abs=0.02)
 
 
+def test_what_is_settled_with_is_the_mixture_that_training_draws_though_a_dataset_lies_in_order_of_folders():
+    """The averaged model's statistics, and the codes of an autoencoder, once came from the first folder alone."""
+    values = np.arange(1010, dtype=np.float32)[:, None, None, None] * np.ones((1, 1, 2, 2), np.float32)
+    level = dataset.Level(values, np.zeros(1010, np.float32), np.full(1010, 1010.0, np.float32))
+    ordered = np.array([0] * 1000 + [1] * 10)
+    shown, classes = loop.typical_images(TINY, loop.Data(level, np.arange(1010), ordered, None), CPU)
+    assert len(shown) == len(classes) == 512
+    assert classes.float().mean() == pytest.approx(10**0.5 / (10**0.5 + 1000**0.5), abs=0.05)
+    drawn = ((shown[:, 0, 0, 0] + 1) / 2 * 1010).round()
+    assert ((drawn >= 1000) == (classes == 1)).all()
+    shown, classes = loop.typical_images(TINY, loop.Data(level, np.arange(1010), None, None), CPU)
+    drawn = ((shown[:, 0, 0, 0] + 1) / 2 * 1010).round()
+    assert classes is None and len(drawn.unique()) == 512 and drawn.mean() == pytest.approx(505, abs=60)
+
+
 def test_discriminator_gradients_equal_plain_autograd_on_the_written_loss(tmp_path):
     """The objective against the equation: softplus(-(D(x) - D(G(z)))) + gamma/2 (R1 + R2), unaugmented."""
     torch.manual_seed(0)

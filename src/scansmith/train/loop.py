@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ def fit(
                 break
     log.close()
     if group.main:
-        objective.settle(best, *first_images(data, group.device), last=True)
+        objective.settle(best, *typical_images(recipe, data, group.device), last=True)
     return best, outcome_of(state, recipe, choice, cut)
 
 
@@ -295,7 +295,7 @@ def observe(
     if not group.main:
         return {}
     began = time.monotonic()
-    objective.settle(average, *first_images(data, group.device))
+    objective.settle(average, *typical_images(recipe, data, group.device))
     count = max(64, 0 if data.real is None else len(data.real.features))
     # In the precision of training: twice as fast, and D sees no finer ones either.
     with torch.autocast(group.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
@@ -308,9 +308,10 @@ def observe(
     return {**row, "watch_s": round(time.monotonic() - began, 3)}
 
 
-def first_images(data: Data, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """The first 512 training images at most, and their classes."""
-    chosen = np.arange(min(len(data.rows), 512))
+def typical_images(recipe: Recipe, data: Data, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Up to 512 training images and their classes, in the mixture that training draws; a dataset lies in order of folders."""
+    count = min(len(data.rows), 512)
+    chosen = draw_rows(replace(recipe, batch=count, seed=derive_seed(recipe.seed, "typical")), 0, data)
     shown = torch.from_numpy(data.level.batch(data.rows[chosen])).to(device)
     return shown, None if data.classes is None else torch.from_numpy(data.classes[chosen])
 
