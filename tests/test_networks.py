@@ -350,3 +350,15 @@ def test_statistics_for_averaged_weights_are_those_of_all_their_inputs(processes
     before = network(z, classes)
     take_statistics(network, zip(z.split(16), classes.split(16)))
     torch.testing.assert_close(network(z, classes), before)
+
+
+@pytest.mark.parametrize("name", ["strided", "residual", "dcgan", "dense"])
+def test_an_untrained_generator_listens_to_z_far_more_than_to_the_class(name):
+    """With N(0, 1) embeddings it listened to both alike, and the images of a class hardly differed after training."""
+    torch.manual_seed(0)
+    network = GENERATORS[name](1, (4, 4), 2, width=16, latent=32, classes=2).train()
+    z, other = torch.randn(2, 64, 32)
+    classes = torch.arange(64) % 2
+    with torch.no_grad():
+        images, of_other_class, of_other_z = network(z, classes), network(z, 1 - classes), network(other, classes)
+    assert (of_other_class - images).square().mean() < 0.1 * (of_other_z - images).square().mean()

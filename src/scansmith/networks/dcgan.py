@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import CHANNELS_LAST, CONVOLUTIONS, SLOPE, BatchNorm
+from .blocks import CHANNELS_LAST, CONVOLUTIONS, SLOPE, BatchNorm, class_embedding
 
 DEVIATION = 0.02  # of all first weights (Radford 2015, section 4)
 _TRANSPOSED: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
@@ -43,7 +43,7 @@ class DcganGenerator(nn.Module):
         self.latent, self.base = latent, tuple(int(side) for side in base)
         transposed = _TRANSPOSED[len(self.base)]
         widths = [min(8, 2 ** (doublings - 1 - level)) * width for level in range(doublings)]
-        self.embed = nn.Embedding(classes, latent) if classes else None
+        self.embed = class_embedding(classes, latent)
         # The paper's first layer, a transposed convolution of one pixel, is this linear one.
         self.start = nn.Linear(latent * (2 if classes else 1), widths[0] * math.prod(self.base), bias=False)
         self.norms = nn.ModuleList(BatchNorm(width) for width in widths)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .blocks import class_embedding
+
 HIDDEN = 128
 
 
@@ -32,7 +34,7 @@ class DenseGenerator(nn.Module):
     ) -> None:
         super().__init__()
         self.latent, self.shape = latent, (channels, *(int(side) << doublings for side in base))
-        self.embed = nn.Embedding(classes, latent) if classes else None
+        self.embed = class_embedding(classes, latent)
         self.hidden = nn.Linear(latent * (2 if classes else 1), HIDDEN)
         self.end = nn.Linear(HIDDEN, math.prod(self.shape))
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import penalised
-from .blocks import CHANNELS_LAST, CONVOLUTIONS, SLOPE
+from .blocks import CHANNELS_LAST, CONVOLUTIONS, SLOPE, class_embedding
 from .penalised import Bend, Convolution, Convolve
 
 # Channels from the smallest grid up, the last one for all finer grids.
@@ -53,7 +53,7 @@ class ResidualGenerator(nn.Module):
         super().__init__()
         n, widths = len(base), _widths(width, doublings)
         self.latent, self.base = latent, tuple(int(side) for side in base)
-        self.embed = nn.Embedding(classes, latent) if classes else None
+        self.embed = class_embedding(classes, latent)
         self.start = nn.Linear(latent * (2 if classes else 1), widths[0], bias=False)
         self.basis = nn.Parameter(torch.randn(widths[0], math.prod(self.base)))
         self.levels = nn.ModuleList(_blocks(n, c, width, doublings) for c in widths)

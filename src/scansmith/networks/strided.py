@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import penalised
-from .blocks import CHANNELS_LAST, CONVOLUTIONS, SLOPE, UP_CONVOLUTIONS, BatchNorm
+from .blocks import CHANNELS_LAST, CONVOLUTIONS, SLOPE, UP_CONVOLUTIONS, BatchNorm, class_embedding
 from .penalised import Bend, Convolution, Convolve
 
 
@@ -39,7 +39,7 @@ class StridedGenerator(nn.Module):
         super().__init__()
         self.latent, self.base = latent, tuple(int(side) for side in base)
         widths = [min(8, 2 ** (doublings - 1 - level)) * width for level in range(doublings)]
-        self.embed = nn.Embedding(classes, latent) if classes else None
+        self.embed = class_embedding(classes, latent)
         self.start = nn.Linear(latent * (2 if classes else 1), widths[0] * math.prod(self.base))
         up = UP_CONVOLUTIONS[len(self.base)]
         self.ups = nn.ModuleList(up(a, b) for a, b in zip([widths[0], *widths], widths))
