@@ -285,7 +285,7 @@ def test_every_convolution_of_the_strided_pair_keeps_the_layout_of_the_images(ch
     objective = OBJECTIVES["synthesis"](recipe, channels, Grid.choose((16, 16), 16), 0)
     loop.prepare_machine(objective, recipe, torch.device("cpu"))
     images = torch.zeros(4, channels, 16, 16).to(memory_format=layout)
-    batch = Batch(images, None, torch.zeros(4, 4), 1.0, 0.5, torch.Generator().manual_seed(0))
+    batch = Batch(images, None, None, torch.zeros(4, 4), 1.0, 0.5, torch.Generator().manual_seed(0))
     for name in ("discriminator", "generator"):
         getattr(objective, f"{name}_loss")(batch)[0].backward()
     assert len(seen) > 8 and set(seen) == {layout}

@@ -209,7 +209,7 @@ def test_discriminator_gradients_equal_plain_autograd_on_the_written_loss(tmp_pa
     objective = OBJECTIVES["synthesis"](TINY, 1, Grid.choose((16, 16), 16), 0)
     random = torch.Generator().manual_seed(0)
     batch = Batch(
-        torch.randn(8, 1, 16, 16, generator=random), None, torch.randn(8, 8, generator=random), 0.7, 0.0, random
+        torch.randn(8, 1, 16, 16, generator=random), None, None, torch.randn(8, 8, generator=random), 0.7, 0.0, random
     )
     loss, _ = objective.discriminator_loss(batch)
     found = torch.autograd.grad(loss, list(objective.discriminator.parameters()))
@@ -342,7 +342,7 @@ def test_train_leaves_a_whole_run_and_a_model_without_the_discriminator(tmp_path
     assert ticks[-1]["images"] == result["images"] and np.isfinite(ticks[-1]["loss_d"])
     assert list((run / "samples").glob("*.png")) and list((run / "events").iterdir())
     names = load_file(run / "model" / "model.safetensors").keys()
-    assert not any("down" in name for name in names) and "embed.weight" in names
+    assert not any("down" in name for name in names) and "prior.embed.weight" in names
     again = train(made, run, minutes=0.02, images=64, seed=1)
     assert again["hash"] == result["hash"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import CHANNELS_LAST, CONVOLUTIONS, SLOPE, BatchNorm, class_embedding
+from .blocks import CHANNELS_LAST, CONVOLUTIONS, SLOPE, BatchNorm, Prior, Shares
 
 DEVIATION = 0.02  # of all first weights (Radford 2015, section 4)
 _TRANSPOSED: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
@@ -33,19 +33,26 @@ class DcganGenerator(nn.Module):
         doublings: the image is base * 2**doublings.
         width: channels before the last layer; doubled per coarser level up to 8 * width.
         latent: length of z.
-        classes: number of classes, whose embedding goes beside z; 0 for none.
+        classes, kinds: what beside z says what is made, see `Prior`.
     """
 
     def __init__(
-        self, channels: int, base: Sequence[int], doublings: int, width: int = 32, latent: int = 64, classes: int = 0
+        self,
+        channels: int,
+        base: Sequence[int],
+        doublings: int,
+        width: int = 32,
+        latent: int = 64,
+        classes: int = 0,
+        kinds: Shares = (),
     ) -> None:
         super().__init__()
         self.latent, self.base = latent, tuple(int(side) for side in base)
         transposed = _TRANSPOSED[len(self.base)]
         widths = [min(8, 2 ** (doublings - 1 - level)) * width for level in range(doublings)]
-        self.embed = class_embedding(classes, latent)
+        self.prior = Prior(latent, classes, kinds)
         # The paper's first layer, a transposed convolution of one pixel, is this linear one.
-        self.start = nn.Linear(latent * (2 if classes else 1), widths[0] * math.prod(self.base), bias=False)
+        self.start = nn.Linear(self.prior.size, widths[0] * math.prod(self.base), bias=False)
         self.norms = nn.ModuleList(BatchNorm(width) for width in widths)
         self.ups = nn.ModuleList(
             transposed(a, b, 4, stride=2, padding=1, bias=level == doublings - 1)
@@ -55,10 +62,11 @@ class DcganGenerator(nn.Module):
 
     def forward(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
         """Latents (B, latent) and classes (B,) int64 or None -> (B, channels, *spatial) float32 in [-1, 1]."""
-        if self.embed is not None:
-            assert classes is not None
-            z = torch.cat([z, self.embed(classes)], dim=1)
-        x = self.start(z).unflatten(1, (-1, *self.base)).contiguous(memory_format=CHANNELS_LAST[len(self.base)])
+        x = (
+            self.start(self.prior(z, classes))
+            .unflatten(1, (-1, *self.base))
+            .contiguous(memory_format=CHANNELS_LAST[len(self.base)])
+        )
         for norm, up in zip(self.norms, self.ups):
             x = up(F.relu(norm(x)))
         return torch.tanh(x.float())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import class_embedding
+from .blocks import Prior, Shares
 
 HIDDEN = 128
 
@@ -26,24 +26,28 @@ class DenseGenerator(nn.Module):
         base, doublings: the image is base * 2**doublings, of two or three axes.
         width: not used; the hidden layer has 128 units.
         latent: length of z.
-        classes: number of classes, whose embedding goes beside z; 0 for none.
+        classes, kinds: what beside z says what is made, see `Prior`.
     """
 
     def __init__(
-        self, channels: int, base: Sequence[int], doublings: int, width: int = 32, latent: int = 64, classes: int = 0
+        self,
+        channels: int,
+        base: Sequence[int],
+        doublings: int,
+        width: int = 32,
+        latent: int = 64,
+        classes: int = 0,
+        kinds: Shares = (),
     ) -> None:
         super().__init__()
         self.latent, self.shape = latent, (channels, *(int(side) << doublings for side in base))
-        self.embed = class_embedding(classes, latent)
-        self.hidden = nn.Linear(latent * (2 if classes else 1), HIDDEN)
+        self.prior = Prior(latent, classes, kinds)
+        self.hidden = nn.Linear(self.prior.size, HIDDEN)
         self.end = nn.Linear(HIDDEN, math.prod(self.shape))
 
     def forward(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
         """Latents (B, latent) and classes (B,) int64 or None -> (B, channels, *spatial) float32 in [-1, 1]."""
-        if self.embed is not None:
-            assert classes is not None
-            z = torch.cat([z, self.embed(classes)], dim=1)
-        x = self.end(F.relu(self.hidden(z)))
+        x = self.end(F.relu(self.hidden(self.prior(z, classes))))
         return (2.0 * torch.sigmoid(x.float()) - 1.0).unflatten(1, self.shape)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import penalised
-from .blocks import CHANNELS_LAST, CONVOLUTIONS, SLOPE, class_embedding
+from .blocks import CHANNELS_LAST, CONVOLUTIONS, SLOPE, Prior, Shares
 from .penalised import Bend, Convolution, Convolve
 
 # Channels from the smallest grid up, the last one for all finer grids.
@@ -41,20 +41,27 @@ class ResidualGenerator(nn.Module):
         doublings: the image is base * 2**doublings.
         width: a row of `CHANNELS`, channels at the smallest grid.
         latent: length of z.
-        classes: number of classes, whose embedding goes beside z; 0 for none.
+        classes, kinds: what beside z says what is made, see `Prior`.
 
     Raises:
         ValueError: no such row.
     """
 
     def __init__(
-        self, channels: int, base: Sequence[int], doublings: int, width: int = 384, latent: int = 64, classes: int = 0
+        self,
+        channels: int,
+        base: Sequence[int],
+        doublings: int,
+        width: int = 384,
+        latent: int = 64,
+        classes: int = 0,
+        kinds: Shares = (),
     ) -> None:
         super().__init__()
         n, widths = len(base), _widths(width, doublings)
         self.latent, self.base = latent, tuple(int(side) for side in base)
-        self.embed = class_embedding(classes, latent)
-        self.start = nn.Linear(latent * (2 if classes else 1), widths[0], bias=False)
+        self.prior = Prior(latent, classes, kinds)
+        self.start = nn.Linear(self.prior.size, widths[0], bias=False)
         self.basis = nn.Parameter(torch.randn(widths[0], math.prod(self.base)))
         self.levels = nn.ModuleList(_blocks(n, c, width, doublings) for c in widths)
         self.ups = nn.ModuleList(CONVOLUTIONS[n](a, b, 1, bias=False) for a, b in pairwise(widths))
@@ -67,10 +74,7 @@ class ResidualGenerator(nn.Module):
 
     def forward(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
         """Latents (B, latent), classes (B,) int64 or None -> (B, channels, *spatial) float32, nominally in [-1, 1]."""
-        if self.embed is not None:
-            assert classes is not None
-            z = torch.cat([z, self.embed(classes)], dim=1)
-        n, x = len(self.base), self.start(z)[:, :, None]
+        n, x = len(self.base), self.start(self.prior(z, classes))[:, :, None]
         x = (x * self.basis.to(x.dtype)).unflatten(2, self.base).contiguous(memory_format=CHANNELS_LAST[n])
         for level, blocks in enumerate(self.levels):
             if level:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import penalised
-from .blocks import CHANNELS_LAST, CONVOLUTIONS, SLOPE, UP_CONVOLUTIONS, BatchNorm, class_embedding
+from .blocks import CHANNELS_LAST, CONVOLUTIONS, SLOPE, UP_CONVOLUTIONS, BatchNorm, Prior, Shares
 from .penalised import Bend, Convolution, Convolve
 
 
@@ -30,17 +30,24 @@ class StridedGenerator(nn.Module):
         doublings: the image is (h0 * 2**doublings, w0 * 2**doublings); a volume likewise.
         width: channels at the finest level; doubled per coarser level up to 8 * width.
         latent: length of z.
-        classes: number of classes, whose embedding goes beside z; 0 for none.
+        classes, kinds: what beside z says what is made, see `Prior`.
     """
 
     def __init__(
-        self, channels: int, base: Sequence[int], doublings: int, width: int = 32, latent: int = 64, classes: int = 0
+        self,
+        channels: int,
+        base: Sequence[int],
+        doublings: int,
+        width: int = 32,
+        latent: int = 64,
+        classes: int = 0,
+        kinds: Shares = (),
     ) -> None:
         super().__init__()
         self.latent, self.base = latent, tuple(int(side) for side in base)
         widths = [min(8, 2 ** (doublings - 1 - level)) * width for level in range(doublings)]
-        self.embed = class_embedding(classes, latent)
-        self.start = nn.Linear(latent * (2 if classes else 1), widths[0] * math.prod(self.base))
+        self.prior = Prior(latent, classes, kinds)
+        self.start = nn.Linear(self.prior.size, widths[0] * math.prod(self.base))
         up = UP_CONVOLUTIONS[len(self.base)]
         self.ups = nn.ModuleList(up(a, b) for a, b in zip([widths[0], *widths], widths))
         self.norms = nn.ModuleList(BatchNorm(b) for b in widths)
@@ -56,10 +63,11 @@ class StridedGenerator(nn.Module):
         Returns:
             (B, channels, H, W) or (B, channels, D, H, W) float32, nominally in [-1, 1] (no tanh: export clamps).
         """
-        if self.embed is not None:
-            assert classes is not None
-            z = torch.cat([z, self.embed(classes)], dim=1)
-        x = self.start(z).unflatten(1, (-1, *self.base)).contiguous(memory_format=CHANNELS_LAST[len(self.base)])
+        x = (
+            self.start(self.prior(z, classes))
+            .unflatten(1, (-1, *self.base))
+            .contiguous(memory_format=CHANNELS_LAST[len(self.base)])
+        )
         for up, norm in zip(self.ups, self.norms):
             x = F.leaky_relu(norm(up(x)), SLOPE)
         end: Tensor = self.end(x)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..dataset import Dataset, Level
 from ..networks import GENERATORS
+from ..networks.blocks import Shares
 from ..preprocess import Grid
 from ..runtime import write_atomic
 from . import watch
@@ -28,7 +29,8 @@ class Autoencoding(Objective):
     players = ("autoencoder",)
     model = "autoencoder"
 
-    def __init__(self, recipe: Recipe, channels: int, grid: Grid, classes: int) -> None:
+    def __init__(self, recipe: Recipe, channels: int, grid: Grid, classes: int, kinds: Shares = ()) -> None:
+        assert not kinds, "codes tell the kinds apart by themselves"
         super().__init__()
         self.generator_arguments = {
             "channels": channels, "base": grid.base, "doublings": grid.doublings,

@@ -39,6 +39,7 @@ class Data:
         level: every image of the dataset on the training grid.
         rows: (N,) the training rows in it.
         classes: (N,) class number of each of `rows`, or None.
+        kinds: (N,) what D is told of each of `rows`, see `kinds.find`; None: its class.
         real: what quality is measured against at every tick, or None.
     """
 
@@ -46,6 +47,7 @@ class Data:
     rows: np.ndarray
     classes: np.ndarray | None
     real: watch.Reference | None
+    kinds: np.ndarray | None = None
 
     @property
     def class_numbers(self) -> list[int]:
@@ -228,8 +230,9 @@ def draw_batch(recipe: Recipe, step: int, data: Data, group: Group, now: Values)
     random = torch.Generator().manual_seed(derive_seed(recipe.seed, "step", step))
     z = torch.randn(recipe.batch, recipe.latent, generator=random)[part]
     classes = None if data.classes is None else torch.from_numpy(data.classes[chosen]).to(group.device)
+    kinds = classes if data.kinds is None else torch.from_numpy(data.kinds[chosen]).to(group.device)
     return Batch(
-        images.to(group.device, non_blocking=True), classes, z.to(group.device), now.gamma, now.augment, random,
+        images.to(group.device, non_blocking=True), classes, kinds, z.to(group.device), now.gamma, now.augment, random,
         whole=recipe.batch if group.size > 1 else None, part=part, generator_moves=(step + 1) % recipe.critic_steps == 0,
     )  # fmt: skip
 
@@ -322,12 +325,12 @@ def scoring(objective: Objective, recipe: Recipe, images: int, now: Values) -> w
     if judge is None:
         return None
 
-    def scores(shown: Tensor, classes: Tensor | None) -> Tensor:
+    def scores(shown: Tensor, kinds: Tensor | None) -> Tensor:
         # The same draws for every set that is asked about.
         random = torch.Generator().manual_seed(derive_seed(recipe.seed, "scores", images))
         training = judge.training
         judge.eval()  # batch norm must not learn from what it is asked
-        found: Tensor = judge(objective.seen(shown, now.augment, random), classes)
+        found: Tensor = judge(objective.seen(shown, now.augment, random), kinds)
         judge.train(training)
         return found
 

@@ -67,7 +67,7 @@ def some_batch(recipe: Recipe, count: int, channels: int, grid: Grid, classes: i
     """A batch of `count` images of any content."""
     numbers = torch.zeros(count, dtype=torch.int64) if classes else None
     images, z = torch.empty(count, channels, *grid.shape), torch.empty(count, recipe.latent)
-    return Batch(images, numbers, z, 1.0, max(recipe.augment, 0.1), torch.Generator())
+    return Batch(images, numbers, numbers, z, 1.0, max(recipe.augment, 0.1), torch.Generator())
 
 
 def one_step(objective: nn.Module, batch: Batch, precision: str) -> None:

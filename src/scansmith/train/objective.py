@@ -20,6 +20,7 @@ class Batch:
     Attributes:
         images: (B, C, *spatial) float32 in [-1, 1].
         classes: (B,) int64 or None.
+        kinds: (B,) int64, what D is told of each image: its kind, without kinds its class, or None.
         z: (B, latent).
         gamma: weight of the penalties; augment: probability of each augmentation.
         random: the step's own generator, on the CPU.
@@ -30,6 +31,7 @@ class Batch:
 
     images: Tensor
     classes: Tensor | None
+    kinds: Tensor | None
     z: Tensor
     gamma: float
     augment: float
@@ -45,7 +47,7 @@ class Batch:
 
 
 class Objective(nn.Module):
-    """What is trained, made from (recipe, channels, grid, classes); one subclass per task, listed in `OBJECTIVES`.
+    """What is trained, made from (recipe, channels, grid, classes, kinds); one subclass per task, listed in `OBJECTIVES`.
 
     It has a method `<player>_loss(batch) -> (loss, what to log of it)` for each of its players.
 

@@ -20,6 +20,7 @@ class Recipe:
         size: "tiny", "small", "base" or "large" (chosen); decides the networks and their width, see `SIZES`.
         width: channels at the finest level (strided), or row of the table of widths (residual).
         latent: length of z.
+        kinds: whether kinds of images are looked for and told to both networks, see `kinds`.
         batch: real images per step, over all processes.
         images: real images shown in the whole run (chosen); all schedules are fractions of it.
         ticks: how often quality is measured, logged and checkpointed in a run (chosen: every 25 s and 4,000 images, 6 to 24 times).
@@ -48,6 +49,7 @@ class Recipe:
     size: str = "tiny"
     width: int = 32
     latent: int = 64
+    kinds: bool = False
     batch: int = 16
     images: int = 0
     ticks: int = 24
@@ -117,7 +119,7 @@ _ENCODED: dict[str, Any] = {
 
 RECIPES: dict[str, Recipe] = {
     # scansmith train DATASET RUN --minutes 15, two cores, 64 px: see docs/benchmarks.md for the score to expect.
-    "relativistic": Recipe(),
+    "relativistic": Recipe(kinds=True),
     # The article's pair; no convolution sees that neighbouring pixels belong together. For teaching.
     "dense": Recipe("dense", loss="wasserstein", generator="dense", discriminator="dense", **_PLAIN),
     # Radford 2015: batch norm in both networks.

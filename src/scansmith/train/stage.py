@@ -19,9 +19,10 @@ from ..dataset import Dataset, Level
 from ..preprocess import Grid
 from ..runtime import Progress, choose_device, derive_seed, write_json
 from . import checkpoint, loop, watch
+from . import kinds as hidden
 from .objective import Objective
 from .objectives import OBJECTIVES
-from .parallel import join
+from .parallel import Group, join
 from .probe import Probe, Task, probe
 from .recipes import RECIPES, Recipe
 from .start import model_folder as start_folder
@@ -71,7 +72,9 @@ def run_training(
         if group.main:
             data.level(grid)  # made once, then mapped by all
         group.agree(None)
-        learned = gather(data, data.level(grid), seed, group.device)
+        looks = (earlier[0] if earlier else base).kinds
+        kinds = hidden_kinds(data, data.level(grid), run, group) if looks else None
+        learned = gather(data, data.level(grid), seed, group.device, kinds)
         torch.manual_seed(seed)  # the networks' first weights
         if earlier is None:
             planned: Any = None
@@ -85,10 +88,14 @@ def run_training(
             recipe, reasons = Recipe(**planned["recipe"]), planned["reasons"]
         else:
             recipe, reasons = earlier
-        objective = OBJECTIVES[recipe.objective](recipe, task.channels, grid, task.classes)
+        objective = OBJECTIVES[recipe.objective](
+            recipe, task.channels, grid, task.classes, kinds.shares if kinds else ()
+        )
         if start and begins:
             taken = warm_start(objective, start)
             reasons = reasons if taken in reasons else [*reasons, taken]
+        if kinds and kinds.words(labels_of(data)) not in reasons:
+            reasons = [*reasons, kinds.words(labels_of(data))]
         if group.main and earlier is None:
             checkpoint.save_recipe(run, recipe, reasons, request)
             if printed:
@@ -174,16 +181,38 @@ def task_of(data: Dataset) -> Task:
     return Task(channels, tuple(size), len(labels_of(data)), count)
 
 
-def gather(data: Dataset, level: Level, seed: int, device: torch.device) -> loop.Data:
-    """Training rows, their classes, and the reference for quality; the holdout is not touched."""
-    rows, classes = training_rows(data), data.classes()
+def hidden_kinds(data: Dataset, level: Level, run: Path, group: Group) -> hidden.Kinds | None:
+    """The kinds of the training images: those that an earlier start kept in the run folder, or found now."""
+    if group.main and not (run / checkpoint.CHECKPOINT).is_file():
+        rows = training_rows(data)
+        found = hidden.find(level, rows, data.classes()[rows] if labels_of(data) else None)
+        hidden.keep(found, run)
+    group.agree(None)  # written for all
+    return hidden.kept(run)
+
+
+def gather(
+    data: Dataset, level: Level, seed: int, device: torch.device, kinds: hidden.Kinds | None = None
+) -> loop.Data:
+    """Training rows, their classes and kinds, and the reference for quality; the holdout is not touched."""
+    rows, classes = training_rows(data), data.classes() if labels_of(data) else None
+    told = kinds_of_rows(data, level, kinds, classes) if kinds else classes
     random = np.random.default_rng(derive_seed(seed, "reference"))
     sample = random.permutation(rows)[: 2 * watch.MOST]
     unseen = data.rows("validation")
-    validation = random.permutation(unseen[classes[unseen] >= 0] if labels_of(data) else unseen)[: watch.MOST]
-    labelled = (classes[sample], classes[validation]) if labels_of(data) else (None, None)
+    validation = random.permutation(unseen if classes is None else unseen[classes[unseen] >= 0])[: watch.MOST]
+    labelled = (None, None) if told is None else (told[sample], told[validation])
     real = watch.reference(level.batch(sample), level.batch(validation), seed, device, *labelled)
-    return loop.Data(level, rows, classes[rows] if labels_of(data) else None, real)
+    return loop.Data(
+        level, rows, None if classes is None else classes[rows], real, None if told is None else told[rows]
+    )
+
+
+def kinds_of_rows(data: Dataset, level: Level, kinds: hidden.Kinds, classes: np.ndarray | None) -> np.ndarray:
+    """The kind of every row, (N,) int64; -1 in the holdout, which nobody looks at."""
+    result, rows = np.full(len(data), -1), np.flatnonzero(data.columns["split"] != "holdout")
+    result[rows] = kinds.numbers(level, rows, None if classes is None else classes[rows])
+    return result
 
 
 def configuration(

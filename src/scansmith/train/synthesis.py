@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import augment
 from ..losses import LOSSES, interpolated_penalty, scores_and_penalty
 from ..networks import DISCRIMINATORS, GENERATORS
-from ..networks.blocks import latent, layout_of, take_statistics
+from ..networks.blocks import Shares, latent, layout_of, take_statistics
 from ..preprocess import Grid
 from . import watch
 from .objective import Batch, Objective
@@ -27,12 +27,15 @@ class Synthesis(Objective):
     players = ("discriminator", "generator")
     model = "generator"
 
-    def __init__(self, recipe: Recipe, channels: int, grid: Grid, classes: int) -> None:
+    def __init__(self, recipe: Recipe, channels: int, grid: Grid, classes: int, kinds: Shares = ()) -> None:
         super().__init__()
         shape = {"channels": channels, "base": grid.base, "doublings": grid.doublings}
         self.generator_arguments = {**shape, "width": recipe.width, "latent": recipe.latent, "classes": classes}
+        if kinds:
+            self.generator_arguments["kinds"] = kinds
         self.generator = GENERATORS[recipe.generator](**self.generator_arguments)
-        self.discriminator = DISCRIMINATORS[recipe.discriminator](**shape, width=recipe.width, classes=classes)
+        told = sum(map(len, kinds)) or classes
+        self.discriminator = DISCRIMINATORS[recipe.discriminator](**shape, width=recipe.width, classes=told)
         self.d_loss, self.g_loss = LOSSES[recipe.loss]
         self.penalty, self.precision, self.averages = recipe.penalty, recipe.precision, recipe.ema_fraction > 0
         self._fake: Tensor | None = None
@@ -40,22 +43,24 @@ class Synthesis(Objective):
     def discriminator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of D, with its penalty, and what to log of it."""
         with torch.set_grad_enabled(batch.generator_moves):
-            self._fake = self.generator(batch.z, batch.classes)
+            # Each fake is of the kind of the real image that it is paired with.
+            z = self.generator.prior.within(batch.z, batch.kinds)  # type: ignore[union-attr, operator]
+            self._fake = self.generator(z, batch.classes)
         images = augmented(torch.cat([batch.images, self._fake.detach()]), batch, sets=2)
         logged: dict[str, Tensor] = {}
         # The penalty is taken at what D sees, after augmentation: cheaper than behind it, and D's smoothness is its aim.
         if self.penalty == "r1r2":
-            classes = None if batch.classes is None else batch.classes.repeat(2)
-            scores, penalty = scores_and_penalty(self.discriminator, images, classes)
+            told = None if batch.kinds is None else batch.kinds.repeat(2)
+            scores, penalty = scores_and_penalty(self.discriminator, images, told)
             (real, fake), (r1, r2) = scores.chunk(2), penalty.chunk(2)
             extra = batch.gamma / 2.0 * (r1.mean() + r2.mean())  # Huang 2024, eq. 4
             logged = {"r1": r1.mean(), "r2": r2.mean()}
         else:
-            real, fake = self.pair(images, batch.classes)
+            real, fake = self.pair(images, batch.kinds)
             extra = torch.zeros((), device=images.device)
             if self.penalty == "interpolated":
                 halves = images.chunk(2)
-                between = interpolated_penalty(self.discriminator, halves[0], halves[1], batch.classes, batch.random)
+                between = interpolated_penalty(self.discriminator, halves[0], halves[1], batch.kinds, batch.random)
                 logged, extra = {"r1": between.mean()}, batch.gamma * between.mean()
         adversarial = self.d_loss(real, fake)
         logged |= {"loss_d": adversarial, "gap": (real - fake).mean()}
@@ -66,8 +71,8 @@ class Synthesis(Objective):
         assert self._fake is not None, "discriminator_loss comes first: it makes the fakes"
         # Scored anew after D's step: what D adds to all scores alike is free under a relativistic loss, and wanders.
         with torch.no_grad():
-            real = self.discriminator(augmented(batch.images, batch), batch.classes)
-        fake = self.discriminator(augmented(self._fake, batch), batch.classes)
+            real = self.discriminator(augmented(batch.images, batch), batch.kinds)
+        fake = self.discriminator(augmented(self._fake, batch), batch.kinds)
         self._fake = None
         loss = self.g_loss(real, fake)
         return loss, {"loss_g": loss.detach()}
@@ -79,10 +84,10 @@ class Synthesis(Objective):
         values = images[0].numel()
         count = max(SETTLING, min(SETTLING_LAST, LAST_VALUES // values)) if last else SETTLING
         z = latent(0, count, average.latent).to(images.device)  # type: ignore[arg-type]
-        kinds = None if classes is None else classes.repeat(-(-count // len(classes)))[:count].to(images.device)
+        chosen = None if classes is None else classes.repeat(-(-count // len(classes)))[:count].to(images.device)
         size = watch.at_once(values)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            take_statistics(average, zip(z.split(size), repeat(None) if kinds is None else kinds.split(size)))
+            take_statistics(average, zip(z.split(size), repeat(None) if chosen is None else chosen.split(size)))
 
     @property
     def judge(self) -> nn.Module:
@@ -90,14 +95,14 @@ class Synthesis(Objective):
 
     def seen(self, images: Tensor, augment: float, random: torch.Generator) -> Tensor:
         """Images under the augmentation, as in training."""
-        return augmented(images, Batch(images, None, images, 0.0, augment, random))
+        return augmented(images, Batch(images, None, None, images, 0.0, augment, random))
 
-    def pair(self, images: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
+    def pair(self, images: Tensor, kinds: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scores of the real and of the fake half; apart where D normalises over the batch, as published."""
         if getattr(self.discriminator, "one_batch", True):
-            real, fake = self.discriminator(images, None if classes is None else classes.repeat(2)).chunk(2)
+            real, fake = self.discriminator(images, None if kinds is None else kinds.repeat(2)).chunk(2)
         else:
-            real, fake = (self.discriminator(half, classes) for half in images.chunk(2))
+            real, fake = (self.discriminator(half, kinds) for half in images.chunk(2))
         return real, fake
 
 

@@ -39,7 +39,7 @@ class Reference:
         radii: (N,) distance of each to its fifth neighbour.
         train: (M, 512) features of training images; of the other half where validation has too few.
         to_train: median distance of `features` to the nearest of `train`; to_real: to the nearest other of `features`.
-        train_images, real_images: up to 64 of both, (n, C, *spatial) float32, with their class numbers (n,) or None.
+        train_images, real_images: up to 64 of both, (n, C, *spatial) float32, with what D is told of them (n,), kind or class, or None.
     """
 
     features: np.ndarray
@@ -52,8 +52,8 @@ class Reference:
     to_real: float
     train_images: Tensor
     real_images: Tensor
-    train_classes: Tensor | None = None
-    real_classes: Tensor | None = None
+    train_kinds: Tensor | None = None
+    real_kinds: Tensor | None = None
 
 
 def reference(
@@ -61,8 +61,8 @@ def reference(
     validation: np.ndarray,
     seed: int,
     device: torch.device,
-    train_classes: np.ndarray | None = None,
-    validation_classes: np.ndarray | None = None,
+    train_kinds: np.ndarray | None = None,
+    validation_kinds: np.ndarray | None = None,
 ) -> Reference | None:
     """The reference from encoded images (N, C, *spatial); None when there are too few or they are too small.
 
@@ -71,13 +71,13 @@ def reference(
     """
     random = np.random.default_rng(derive_seed(seed, "watch"))
     order = random.permutation(len(train))
-    train, train_classes = train[order], None if train_classes is None else train_classes[order]
+    train, train_kinds = train[order], None if train_kinds is None else train_kinds[order]
     name = "validation" if len(validation) >= FEWEST else "train"
     half = len(train) // 2
     real, others = (validation, train) if name == "validation" else (train[:half], train[half:])
-    real_classes, other_classes = validation_classes, train_classes
-    if name == "train" and train_classes is not None:
-        real_classes, other_classes = train_classes[:half], train_classes[half:]
+    real_kinds, other_kinds = validation_kinds, train_kinds
+    if name == "train" and train_kinds is not None:
+        real_kinds, other_kinds = train_kinds[:half], train_kinds[half:]
     count = min(len(real), len(others), MOST)
     if count < FEWEST or min(real.shape[2:]) < SMALLEST[real.ndim - 2]:
         return None
@@ -90,12 +90,12 @@ def reference(
         return None
     return Reference(
         real_features, floor, _spread(real_features), name, prdc.radii(real_features), pool, to_train, to_real,
-        torch.from_numpy(others[:SCORED]), torch.from_numpy(real[:SCORED]), _first(other_classes), _first(real_classes),
+        torch.from_numpy(others[:SCORED]), torch.from_numpy(real[:SCORED]), _first(other_kinds), _first(real_kinds),
     )  # fmt: skip
 
 
-def _first(classes: np.ndarray | None) -> Tensor | None:
-    return None if classes is None else torch.from_numpy(np.asarray(classes[:SCORED]))
+def _first(kinds: np.ndarray | None) -> Tensor | None:
+    return None if kinds is None else torch.from_numpy(np.asarray(kinds[:SCORED]))
 
 
 def _spread(values: np.ndarray) -> float:
@@ -122,7 +122,7 @@ def measure(
     """What the samples are worth now; as many as the reference has images, always from the same latents.
 
     Args:
-        scores: D's scores (B,) of images (B, C, *spatial) and their classes under the present augmentation; None leaves
+        scores: D's scores (B,) of images (B, C, *spatial) and their kinds or classes under the present augmentation; None leaves
             the overfitting out.
         images: what `samples` gave for the same seed and classes, at least as many as the reference has; None makes them.
 
@@ -148,18 +148,21 @@ def measure(
     }
     overfit, error = None, None
     if scores is not None and real.name == "validation":
-        made = None if not classes else torch.tensor([classes[i % len(classes)] for i in range(count)])[:SCORED]
-        kinds = ((real.train_images, real.train_classes), (real.real_images, real.real_classes))
-        sets = (*kinds, (torch.from_numpy(images[:SCORED]), made))
+        told = told_of(generator, seed, min(count, SCORED), classes, device)
+        sets = (
+            (real.train_images, real.train_kinds),
+            (real.real_images, real.real_kinds),
+            (torch.from_numpy(images[:SCORED]), told),
+        )
         overfit, error = overfitting(*(_scored(scores, *one, device) for one in sets))
     rounded = {key: None if value is None else round(value, 4) for key, value in row.items()}
     rest = {"overfit": overfit, "overfit_error": error, "reference": real.name}
     return {**rounded, **rest, "watch_s": round(time.monotonic() - began, 3)}
 
 
-def _scored(scores: Scores, images: Tensor, classes: Tensor | None, device: torch.device) -> np.ndarray:
+def _scored(scores: Scores, images: Tensor, kinds: Tensor | None, device: torch.device) -> np.ndarray:
     with torch.no_grad():
-        return scores(images.to(device), None if classes is None else classes.to(device)).double().cpu().numpy()
+        return scores(images.to(device), None if kinds is None else kinds.to(device)).double().cpu().numpy()
 
 
 def copying(fake: np.ndarray, real: Reference, between: np.ndarray) -> float | None:
@@ -197,7 +200,7 @@ def overfitting(train: np.ndarray, validation: np.ndarray, fake: np.ndarray) -> 
 def samples(generator: nn.Module, seed: int, count: int, classes: Sequence[int], device: torch.device) -> np.ndarray:
     """`count` images of fixed latents, float32 (count, C, *spatial) in [-1, 1]; classes are taken in turns."""
     z = latent(seed, count, generator.latent)  # type: ignore[arg-type]
-    numbers = torch.tensor([classes[i % len(classes)] for i in range(count)]) if classes else None
+    numbers = in_turns(classes, count)
     made: list[Tensor] = []
     with torch.no_grad():
         start = 0
@@ -207,6 +210,22 @@ def samples(generator: nn.Module, seed: int, count: int, classes: Sequence[int],
             made.append(generator(z[part].to(device), chosen).clamp(-1.0, 1.0).float().cpu())
             start = part.stop
     return torch.cat(made).numpy()
+
+
+def in_turns(classes: Sequence[int], count: int) -> Tensor | None:
+    """The classes of `count` samples, (count,) int64; None without classes."""
+    return torch.tensor([classes[i % len(classes)] for i in range(count)]) if classes else None
+
+
+def told_of(generator: nn.Module, seed: int, count: int, classes: Sequence[int], device: torch.device) -> Tensor | None:
+    """What D is told of the first `count` of `samples`: their kinds, else their classes, else None."""
+    numbers = in_turns(classes, count)
+    prior = getattr(generator, "prior", None)
+    if prior is None or not prior.kinds:
+        return numbers
+    z = latent(seed, count, generator.latent)  # type: ignore[arg-type]
+    told: Tensor = prior.told(z.to(device), None if numbers is None else numbers.to(device))
+    return told
 
 
 def at_once(values: int) -> int:
