@@ -537,6 +537,21 @@ def test_a_run_starts_from_both_networks_of_another_and_from_a_model_alone_with_
     assert all(torch.equal(value, before[name]) for name, value in pair.discriminator.state_dict().items())
 
 
+def test_a_run_with_classes_starts_from_a_model_without_with_all_that_z_says(trained):
+    _, run = trained
+    learned = load_file(run / "model" / "model.safetensors")["start.weight"]
+    torch.manual_seed(99)
+    recipe = Recipe(train_images=20, target=16)
+    pair = OBJECTIVES["synthesis"](recipe, 1, Grid.choose((16, 16), 16), 2)
+    fresh = pair.generator.start.weight.detach().clone()
+    warm_start(pair, run)
+    now = pair.generator.start.weight.detach()
+    assert learned.shape[1] == recipe.latent and now.shape[1] == 2 * recipe.latent
+    assert torch.equal(now[:, : recipe.latent], learned) and torch.equal(
+        now[:, recipe.latent :], fresh[:, recipe.latent :]
+    )
+
+
 def test_from_takes_the_grid_of_the_model_says_so_and_is_not_repeated_on_resume(trained, tmp_path, monkeypatch):
     _, run = trained
     opened = make_dataset(tmp_path / "larger", side=32)  # alone, the probe would take its 32 pixels

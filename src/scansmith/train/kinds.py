@@ -27,6 +27,7 @@ FEWEST = 100  # images of a kind; of fewer G learns too little to be worth a kin
 # two keeps 1 - 2/pi = .36 of it, an even spread .25; hands and breasts .03, CT of chest and abdomen .12 (docs/log.md).
 APART = 0.15
 MOST = 20_000  # images that are looked at; the others only go to the nearest centre
+ROUNDS = 50  # of two-means; most end after ten
 FILE = "kinds.json"
 
 
@@ -109,23 +110,22 @@ def clouds(points: np.ndarray) -> list[np.ndarray]:
 def cut(points: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Positions of the two clouds that (N, d) points fall apart into (2-means), or None where they do not.
 
-    Two-means start from the two sides of the first principal component, so that no chance is in it.
+    Two-means start from the two sides of the first principal component, so that no chance is in it. Written out, since a bare
+    GPU host has no SciPy.
     """
-    from scipy.cluster.vq import ClusterError, kmeans2
-
     if len(points) < 2 * FEWEST:
         return None
     centred = points - points.mean(axis=0)
-    side = centred @ np.linalg.eigh(centred.T @ centred)[1][:, -1] > 0
-    if side.all() or not side.any():  # all alike
-        return None
-    start = np.stack([centred[~side].mean(axis=0), centred[side].mean(axis=0)])
-    try:
-        centres, label = kmeans2(centred, start, iter=50, minit="matrix", missing="raise")
-    except ClusterError:
-        return None
-    along = centred @ (centres[1] - centres[0])
-    halves = np.flatnonzero(label == 0), np.flatnonzero(label == 1)
+    above = centred @ np.linalg.eigh(centred.T @ centred)[1][:, -1] > 0
+    for _ in range(ROUNDS):
+        if min(above.sum(), (~above).sum()) < FEWEST:
+            return None
+        low, high = centred[~above].mean(axis=0), centred[above].mean(axis=0)
+        before, above = above, (centred - (low + high) / 2.0) @ (high - low) > 0  # the nearer centre
+        if (above == before).all():
+            break
+    along = centred @ (high - low)
+    halves = np.flatnonzero(~above), np.flatnonzero(above)
     if min(map(len, halves)) < FEWEST:
         return None
     within = sum(float(((along[half] - along[half].mean()) ** 2).sum()) for half in halves)

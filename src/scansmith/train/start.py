@@ -64,8 +64,21 @@ def warm_start(objective: Objective, start: Path) -> str:
 
 
 def copy_fitting(network: nn.Module, stored: dict[str, Tensor]) -> float:
-    """Copy what has the same name and shape; returns the share of the network's values that came."""
-    own = network.state_dict()
-    fitting = {name: value for name, value in stored.items() if name in own and own[name].shape == value.shape}
-    network.load_state_dict(fitting, strict=False)
-    return sum(value.numel() for value in fitting.values()) / max(1, sum(value.numel() for value in own.values()))
+    """Copy what has the same name and shape; returns the share of the network's values that came.
+
+    Of matrices that differ in their columns alone, those that both have: z comes first, and only one of the two may have a
+    class beside it.
+    """
+    own, taken = network.state_dict(), 0
+    for name, value in own.items():
+        other = stored.get(name)
+        if other is None or other.ndim != value.ndim:
+            continue
+        if other.shape == value.shape:
+            value.copy_(other)
+            taken += value.numel()
+        elif value.ndim == 2 and len(other) == len(value):
+            common = min(value.shape[1], other.shape[1])
+            value[:, :common] = other[:, :common]
+            taken += len(value) * common
+    return taken / max(1, sum(value.numel() for value in own.values()))
