@@ -188,8 +188,22 @@ def test_training_finds_the_kinds_keeps_them_and_never_asks_for_the_holdout(tmp_
     assert batch.classes is None and len(batch.kinds) == recipe.batch
 
 
-def test_samples_are_scored_with_the_kinds_that_z_picked():
-    network = GENERATORS["strided"](1, (4, 4), 2, width=4, latent=8, kinds=((0.5, 0.5),))
-    told = watch.told_of(network, 3, 40, [], CPU)
-    assert torch.equal(told, network.prior.told(latent(3, 40, 8), None)) and set(told.tolist()) == {0, 1}
-    assert watch.told_of(GENERATORS["strided"](1, (4, 4), 2, width=4, latent=8), 3, 40, [], CPU) is None
+def test_the_samples_of_a_tick_give_each_kind_its_share_and_are_scored_with_it():
+    shares = ((0.25, 0.6, 0.15),)
+    network = GENERATORS["strided"](1, (4, 4), 2, width=4, latent=8, kinds=shares).eval()
+    z = watch.spread_latents(network, 3, 200)
+    told = network.prior.told(z, None)
+    assert torch.equal(told, watch.told_of(network, 3, 200, [], CPU))
+    for count in (64, 100, 200):  # any first ones
+        found = torch.bincount(told[:count], minlength=3) / count
+        torch.testing.assert_close(found, torch.tensor(shares[0]), atol=1.5 / count, rtol=0.0)
+    assert torch.equal(z[:50], watch.spread_latents(network, 3, 50)) and torch.equal(
+        z[:, :-1], latent(3, 200, 8)[:, :-1]
+    )
+    with torch.no_grad():
+        wanted = network(z[:8]).clamp(-1, 1).numpy()
+    assert np.array_equal(watch.samples(network, 3, 8, [], CPU, spread=True), wanted)
+    assert not np.array_equal(watch.samples(network, 3, 8, [], CPU), wanted)
+    plain = GENERATORS["strided"](1, (4, 4), 2, width=4, latent=8)
+    assert torch.equal(watch.spread_latents(plain, 3, 40), latent(3, 40, 8))
+    assert watch.told_of(plain, 3, 40, [], CPU) is None

@@ -302,7 +302,7 @@ def observe(
     count = max(64, 0 if data.real is None else len(data.real.features))
     # In the precision of training: a fifth off the tick, and D sees no finer ones either.
     with torch.autocast(group.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-        made = watch.samples(average, recipe.seed, count, data.class_numbers, group.device)
+        made = watch.samples(average, recipe.seed, count, data.class_numbers, group.device, spread=True)
     watch.save_sheet(run / "samples" / f"{images:09d}.png", made[:64])
     row: dict[str, Any] = {"quality": None, "diversity": None}
     if data.real is not None:

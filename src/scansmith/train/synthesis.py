@@ -36,15 +36,16 @@ class Synthesis(Objective):
         self.generator = GENERATORS[recipe.generator](**self.generator_arguments)
         told = sum(map(len, kinds)) or classes
         self.discriminator = DISCRIMINATORS[recipe.discriminator](**shape, width=recipe.width, classes=told)
-        self.d_loss, self.g_loss = LOSSES[recipe.loss]
+        self.d_loss, self.g_loss, self.kinds = *LOSSES[recipe.loss], kinds
         self.penalty, self.precision, self.averages = recipe.penalty, recipe.precision, recipe.ema_fraction > 0
         self._fake: Tensor | None = None
 
     def discriminator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of D, with its penalty, and what to log of it."""
         with torch.set_grad_enabled(batch.generator_moves):
-            # Each fake is of the kind of the real image that it is paired with.
-            z = self.generator.prior.within(batch.z, batch.kinds)  # type: ignore[union-attr, operator]
+            z = batch.z
+            if self.kinds:  # each fake is of the kind of the real image that it is paired with
+                z = self.generator.prior.within(z, batch.kinds)  # type: ignore[union-attr, operator]
             self._fake = self.generator(z, batch.classes)
         images = augmented(torch.cat([batch.images, self._fake.detach()]), batch, sets=2)
         logged: dict[str, Tensor] = {}
