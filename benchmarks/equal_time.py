@@ -132,10 +132,8 @@ def train(arm: Arm, data: Dataset, device_name: str, keep: bool = False) -> dict
     probed = Probe(replace(arm.recipe, seed=arm.seed, ticks=ticks), step_s=1.0, reasons=("settled by the benchmark",))
     watcher = Snapshots(arm.folder) if keep else None
     try:
-        return stage.run_training(
-            data.root, arm.folder, 1e6, replace(arm.recipe, images=0), arm.recipe.target, arm.images,
-            arm.folder / "model", arm.seed, device_name, probed,
-        )  # fmt: skip
+        wish = stage.Wish(1e6, replace(arm.recipe, images=0), side=arm.recipe.target, images=arm.images, seed=arm.seed)
+        return stage.run_training(data.root, arm.folder, wish, device_name, probed=probed)
     except RuntimeError as error:
         return {"failed": str(error)}
     finally:

@@ -173,7 +173,9 @@ def test_training_finds_the_kinds_keeps_them_and_never_asks_for_the_holdout(tmp_
     dataset.write(tmp_path / "two", info, columns, images, np.dtype(np.uint8), (1, 32, 32))
     data = dataset.Dataset.open(tmp_path / "two")
     recipe = replace(TINY, kinds=True, width=8)
-    result = stage.run_training(data.root, tmp_path / "run", 5.0, recipe, 32, 64, tmp_path / "model", 0, "cpu")
+    result = stage.run_training(
+        data.root, tmp_path / "run", stage.Wish(5.0, recipe, side=32, images=64), "cpu", tmp_path / "model"
+    )
     assert any("2 kinds of images" in sentence for sentence in result["plan"])
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert [len(row) for row in config["network"]["arguments"]["kinds"]] == [2]

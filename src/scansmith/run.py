@@ -224,20 +224,15 @@ def carry_out(job: Job, state: dict[str, Any], probed: Probe | None) -> dict[str
 def train(job: Job, state: dict[str, Any], probed: Probe | None) -> dict[str, Any]:
     """The training stage, in the minutes that the stages before it left and those after it need."""
     from .runtime import write_json
-    from .train.stage import run_training
+    from .train.stage import Wish, run_training
 
     if "training_minutes" not in state:
         before = state["before_s"] + state["stages"]["prepare"]["seconds"]
         after = sum(state["stages"][name]["planned_s"] for name in STAGES[2:])
         state["training_minutes"] = round(max(0.1, job.minutes - (before + after) / 60.0), 3)
         write_json(job.out / "run.json", state)
-    dataset, folder, model, minutes = (
-        job.out / "dataset",
-        job.out / "train",
-        job.out / "model",
-        state["training_minutes"],
-    )
-    return run_training(dataset, folder, minutes, RECIPE, None, None, model, job.seed, job.device, probed)
+    wish = Wish(state["training_minutes"], RECIPE, seed=job.seed)
+    return run_training(job.out / "dataset", job.out / "train", wish, job.device, job.out / "model", probed)
 
 
 def probe_training(job: Job, found: Plan) -> Probe:

@@ -47,18 +47,7 @@ def train(
         Interrupted: Ctrl-C; the checkpoint is written.
         RuntimeError: the watchman ended a hopeless run; the message says what to do.
     """
-    from .stage import run_training
+    from .stage import Wish, run_training
 
-    return run_training(
-        Path(dataset),
-        Path(run),
-        minutes,
-        recipe,
-        side,
-        images,
-        Path(run) / "model",
-        seed,
-        device,
-        size=size,
-        start=Path(from_) if from_ else None,
-    )
+    wish = Wish(minutes, recipe, size, side, images, seed, Path(from_) if from_ else None)
+    return run_training(Path(dataset), Path(run), wish, device)

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,75 +32,78 @@ FEWEST_TRAINING = 4
 SLACK = 1.08  # of the planned time, before the tail of a run is cut
 
 
+@dataclass(frozen=True)
+class Wish:
+    """What a training was asked for; the same wish in the same folder goes on.
+
+    Attributes:
+        minutes: wall time granted, the probe included.
+        recipe: row of `RECIPES`, or a recipe that is none.
+        size: of the networks, or "auto".
+        side: longer side of the images in pixels; None lets the minutes decide.
+        images: to show in all, in place of what the minutes allow.
+        seed: of everything that is drawn.
+        start: model or run folder to start from.
+    """
+
+    minutes: float
+    recipe: str | Recipe = "relativistic"
+    size: str = "auto"
+    side: int | None = None
+    images: int | None = None
+    seed: int = 0
+    start: Path | None = None
+
+    def to_json(self, base: Recipe, data: Dataset) -> dict[str, Any]:
+        """For recipe.json: with names and hashes in place of recipe, model and dataset."""
+        start = model.digest(start_folder(self.start)) if self.start else None
+        said = {name: getattr(self, name) for name in ("minutes", "size", "side", "images", "seed")}
+        return {**said, "recipe": base.name, "from": start, "data": data.info["hash"]}
+
+    def probed(self, base: Recipe, task: Task, group: Group) -> Probe:
+        """What the machine can do in the minutes, on the grid of the model that is started from, if there is one."""
+        side = self.side
+        if side is None and self.start:
+            side = model.load(start_folder(self.start)).config["recipe"]["target"]
+        return probe(base, task, 60.0 * self.minutes, side, group.device, self.size, group.size)
+
+
 def run_training(
     dataset: Path,
     run: Path,
-    minutes: float,
-    recipe_name: str | Recipe,
-    side: int | None,
-    images: int | None,
-    model_folder: Path,
-    seed: int,
-    device_name: str,
+    wish: Wish,
+    device_name: str = "auto",
+    model_folder: Path | None = None,
     probed: Probe | None = None,
-    size: str = "auto",
-    start: Path | None = None,
 ) -> dict[str, Any]:
-    """`train` with, besides, a recipe that is no row of `RECIPES`, and a probe that was made before (by `run`, for its plan)."""
-    began, printed = time.monotonic(), probed is None
+    """`train`; `probed` was made before (by `run`, for its plan), and the plan is not printed again."""
+    began, printed, model_folder = time.monotonic(), probed is None, model_folder or run / "model"
     group = join(choose_device(device_name))
     try:
-        data, base = Dataset.open(dataset), base_recipe(recipe_name, seed)
-        request = {
-            "minutes": minutes, "recipe": base.name, "size": size, "side": side, "images": images, "seed": seed,
-            "from": model.digest(start_folder(start)) if start else None, "data": data.info["hash"],
-        }  # fmt: skip
-        # The first process looks, for all: another might see what the first has meanwhile written.
-        found = checkpoint.load_recipe(run, request) if group.main else None
-        stored, begins = group.agree(
-            [[asdict(found[0]), found[1]] if found else None, not (run / checkpoint.CHECKPOINT).is_file()]
-        )
-        earlier = (Recipe(**stored[0]), stored[1]) if stored else None
-        if earlier is not None and (run / "result.json").is_file() and (model_folder / "config.json").is_file():
+        data, base = Dataset.open(dataset), base_recipe(wish.recipe, wish.seed)
+        request = wish.to_json(base, data)
+        earlier, begins = started_before(run, request, group)
+        if earlier and (run / "result.json").is_file() and (model_folder / "config.json").is_file():
             return {"model": str(model_folder), **json.loads((run / "result.json").read_text())}  # finished before
         task = task_of(data)
-        if earlier is None and probed is None and group.main:
-            side = side or (model.load(start_folder(start)).config["recipe"]["target"] if start else None)
-            probed = probe(base, task, 60.0 * minutes, side, group.device, size, group.size)
-        target = group.agree(earlier[0].target if earlier else probed.recipe.target if probed else None)
-        grid = task.grid(target)
-        if group.main:
-            data.level(grid)  # made once, then mapped by all
-        group.agree(None)
-        looks = (earlier[0] if earlier else base).kinds
-        kinds = hidden_kinds(data, data.level(grid), run, group) if looks else None
-        learned = gather(data, data.level(grid), seed, group.device, kinds)
-        torch.manual_seed(seed)  # the networks' first weights
-        if earlier is None:
-            planned: Any = None
-            if group.main:
-                assert probed is not None
-                # Only now is it known what is left for the steps.
-                left = 60.0 * minutes - (time.monotonic() - began)
-                recipe, reasons = probed.lasting(images or probed.images_in(left))
-                planned = {"recipe": asdict(recipe), "reasons": reasons}
-            planned = group.agree(planned)
-            recipe, reasons = Recipe(**planned["recipe"]), planned["reasons"]
-        else:
-            recipe, reasons = earlier
+        if group.main and not earlier and not probed:
+            probed = wish.probed(base, task, group)
+        grid = task.grid(group.agree(earlier[0].target if earlier else probed.recipe.target if probed else None))
+        kinds = found_kinds(data, grid, run, group) if (earlier[0] if earlier else base).kinds else None
+        learned = gather(data, level_for_all(data, grid, group), wish.seed, group.device, kinds)
+        recipe, reasons = earlier or planned(probed, wish, began, group)
+        torch.manual_seed(wish.seed)  # the networks' first weights
         objective = OBJECTIVES[recipe.objective](
             recipe, task.channels, grid, task.classes, kinds.shares if kinds else ()
         )
-        if start and begins:
-            taken = warm_start(objective, start)
-            reasons = reasons if taken in reasons else [*reasons, taken]
-        if kinds and kinds.words(labels_of(data)) not in reasons:
-            reasons = [*reasons, kinds.words(labels_of(data))]
-        if group.main and earlier is None:
+        told = [warm_start(objective, wish.start)] if wish.start and begins else []
+        told += [kinds.words(labels_of(data))] if kinds else []
+        reasons = [*reasons, *(words for words in told if words not in reasons)]
+        if group.main and not earlier:
             checkpoint.save_recipe(run, recipe, reasons, request)
             if printed:
                 tell(reasons)
-        deadline_s = 60.0 * minutes * SLACK if images is None else float("inf")
+        deadline_s = 60.0 * wish.minutes * SLACK if wish.images is None else float("inf")
         with Progress("training", recipe.images, quiet=not group.main) as progress:
             best, outcome = loop.fit(objective, recipe, learned, run, group, deadline_s, progress)
         if not group.main:
@@ -108,6 +111,38 @@ def run_training(
         return finish(data, recipe, grid, objective, best, outcome, reasons, run, model_folder, group.device)
     finally:
         group.leave()
+
+
+def started_before(run: Path, request: dict[str, Any], group: Group) -> tuple[tuple[Recipe, list[str]] | None, bool]:
+    """Recipe and reasons of an earlier start in this folder, or None; and whether there is no checkpoint yet.
+
+    The first process looks, for all: another might see what the first has meanwhile written.
+    """
+    found = checkpoint.load_recipe(run, request) if group.main else None
+    stored, begins = group.agree(
+        [[asdict(found[0]), found[1]] if found else None, not (run / checkpoint.CHECKPOINT).is_file()]
+    )
+    return (Recipe(**stored[0]), stored[1]) if stored else None, begins
+
+
+def planned(probed: Probe | None, wish: Wish, began: float, group: Group) -> tuple[Recipe, list[str]]:
+    """The whole recipe with its reasons, now that it is known what is left for the steps; from the first process to all."""
+    plan: Any = None
+    if group.main:
+        assert probed is not None
+        left = 60.0 * wish.minutes - (time.monotonic() - began)
+        recipe, reasons = probed.lasting(wish.images or probed.images_in(left))
+        plan = {"recipe": asdict(recipe), "reasons": reasons}
+    plan = group.agree(plan)
+    return Recipe(**plan["recipe"]), plan["reasons"]
+
+
+def level_for_all(data: Dataset, grid: Grid, group: Group) -> Level:
+    """The images on the grid: made once, by the first process, then mapped by all."""
+    if group.main:
+        data.level(grid)
+    group.agree(None)
+    return data.level(grid)
 
 
 def finish(
@@ -181,12 +216,11 @@ def task_of(data: Dataset) -> Task:
     return Task(channels, tuple(size), len(labels_of(data)), count)
 
 
-def hidden_kinds(data: Dataset, level: Level, run: Path, group: Group) -> hidden.Kinds | None:
+def found_kinds(data: Dataset, grid: Grid, run: Path, group: Group) -> hidden.Kinds | None:
     """The kinds of the training images: those that an earlier start kept in the run folder, or found now."""
     if group.main and not (run / checkpoint.CHECKPOINT).is_file():
         rows = training_rows(data)
-        found = hidden.find(level, rows, data.classes()[rows] if labels_of(data) else None)
-        hidden.keep(found, run)
+        hidden.keep(hidden.find(data.level(grid), rows, data.classes()[rows] if labels_of(data) else None), run)
     group.agree(None)  # written for all
     return hidden.kept(run)
 
