@@ -8,10 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
 
 from scansmith.metrics import METRICS, classifier, prdc, radiomics, random_conv
+from scansmith.metrics.energy import energy_distance
 from scansmith.metrics.frechet import frechet
 from scansmith.metrics.intervals import wilson
 from scansmith.metrics.nearest import join, nearest
@@ -201,6 +203,46 @@ def test_frechet_of_features_that_are_not_finite_is_nan():
 
 
 # ------------------------------------------------------------------------------------------------ precision, recall, density, coverage
+
+
+# ------------------------------------------------------------------------------------------------ energy distance
+
+
+def test_energy_distance_equals_scipy_in_one_dimension():
+    """SciPy takes each image with itself into its means, and a root."""
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=(30, 1)), random.normal(0.5, 2.0, size=(20, 1))
+    within = [np.abs(x - x.T).mean() for x in (a, b)]
+    biased = stats.energy_distance(a[:, 0], b[:, 0]) ** 2
+    wanted = biased + within[0] * (1 - 30 / 29) + within[1] * (1 - 20 / 19)
+    assert energy_distance(a, b)[0] == pytest.approx(wanted, rel=1e-9)
+
+
+def test_energy_distance_of_two_points_is_that_of_the_hand():
+    a, b = np.array([[0.0, 0.0], [3.0, 4.0]]), np.array([[0.0, 0.0], [0.0, 2.0]])
+    between = (0.0 + 2.0 + 5.0 + np.sqrt(9.0 + 4.0)) / 4.0
+    assert energy_distance(a, b)[0] == pytest.approx(2.0 * between - 5.0 - 2.0)
+
+
+def test_energy_distance_of_small_sets_is_0_on_average_and_its_standard_error_is_what_it_says():
+    random = np.random.default_rng(0)
+    drawn = [energy_distance(random.normal(size=(64, 50)), random.normal(0.3, 1.0, (16, 50))) for _ in range(300)]
+    values, errors = np.array(drawn).T
+    assert errors.mean() == pytest.approx(values.std(), rel=0.2)
+    equal = [energy_distance(random.normal(size=(64, 50)), random.normal(size=(16, 50)))[0] for _ in range(300)]
+    assert abs(np.mean(equal)) < 3.0 * np.std(equal) / 300**0.5
+
+
+def test_energy_distance_does_not_prefer_a_narrow_set_where_a_frechet_distance_of_few_images_does():
+    random = np.random.default_rng(0)
+    real = random.normal(size=(16, 512))
+    wide, narrow = random.normal(size=(16, 512)), 0.6 * random.normal(size=(16, 512))
+    assert frechet(narrow, real) < frechet(wide, real)
+    assert energy_distance(narrow, real)[0] > energy_distance(wide, real)[0]
+
+
+def test_energy_distance_of_features_that_are_not_finite_is_nan():
+    assert np.isnan(energy_distance(np.array([[0.0], [np.nan]]), np.array([[0.0], [1.0]]))).all()
 
 
 @pytest.mark.parametrize("seed", range(3))

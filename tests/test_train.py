@@ -321,6 +321,8 @@ def test_quality_is_near_one_for_real_images_and_large_for_noise():
     good = watch.measure(Fixed(blobs(100, 2)), 0, [], real, CPU)
     noise = watch.measure(Fixed(random.uniform(-1, 1, (100, 1, 32, 32)).astype(np.float32)), 0, [], real, CPU)
     collapsed = watch.measure(Fixed(np.repeat(blobs(1, 3), 100, axis=0)), 0, [], real, CPU)
+    assert abs(good["energy"]) < 3.0 * good["energy_error"] and noise["energy"] > 20.0 * noise["energy_error"]
+    assert collapsed["energy"] > 0.2
     assert 0.7 < good["quality"] < 1.4 and 0.9 < good["diversity"] < 1.1
     assert noise["quality"] > 10 and collapsed["diversity"] < 0.01
     assert real.name == "validation"
@@ -471,22 +473,29 @@ def test_the_model_has_the_statistics_of_its_own_weights_unless_they_are_the_las
 # ------------------------------------------------------------------------------------------------ best model, patience
 
 
-def seen(quality, reference="validation"):
-    return {"quality": quality, "reference": reference}
+def seen(energy, reference="validation", error=0.1):
+    return {
+        "energy": energy,
+        "energy_error": error,
+        "quality": None if energy is None else 10 * energy,
+        "reference": reference,
+    }
 
 
-def test_the_latest_model_as_good_as_the_best_on_validation_images_is_kept():
+def test_the_latest_model_that_validation_images_do_not_tell_from_the_best_is_kept():
     choice = loop.Choice(replace(TINY, images=1000))
-    given = [(5.0, 100), (2.0, 200), (2.0 + 0.5 * loop.TOLERANCE, 300), (2.5, 400), (None, 500)]
-    assert [choice.better(seen(quality), images) for quality, images in given[:4]] == [True, True, True, False]
-    assert (choice.images, choice.lowest_at) == (300, 200)
+    given = [(5.0, 100), (2.0, 200), (2.05, 300), (2.5, 400), (None, 500)]
+    assert [choice.better(seen(energy), images) for energy, images in given[:4]] == [True, True, True, False]
+    assert (choice.images, choice.quality, choice.lowest_at) == (300, 20.5, 200)
     again = loop.Choice(replace(TINY, images=1000), **choice.to_json())
     assert not again.better(seen(2.5), 500) and again.better(seen(1.0), 600) and again.images == 600
+    assert again.better(seen(1.5, error=0.6), 700), "within one standard error"
+    assert again.better(seen(-0.3), 800) and not again.better(seen(-0.1), 900), "an unbiased distance may lie below 0"
 
 
 def test_without_validation_images_the_last_model_is_kept_and_no_run_stopped():
     choice = loop.Choice(replace(TINY, images=1000))
-    assert all(choice.better(seen(quality, "train"), images) for quality, images in [(1.0, 100), (9.0, 1000)])
+    assert all(choice.better(seen(energy, "train"), images) for energy, images in [(1.0, 100), (9.0, 1000)])
     assert choice.images == 1000 and not choice.over(1000)
 
 

@@ -24,7 +24,6 @@ from .recipes import Recipe, Values, schedule
 from .watchman import Act, Watchman
 
 SETTLED = 0.75  # of the schedules; before, rate and penalty still change, and quality with them
-TOLERANCE = 0.1  # of a Fréchet ratio; 100 validation images do not tell closer ones apart
 
 
 class Hopeless(RuntimeError):
@@ -346,10 +345,13 @@ def words(row: dict[str, Any]) -> str:
 
 @dataclass
 class Choice:
-    """Which tick's model is kept: the latest whose quality on validation images is as good as the best, noise apart.
+    """Which tick's model is kept: the latest that validation images do not tell from the best one.
+
+    Judged by the energy distance, since with few images a Fréchet distance prefers narrow models. "Do not tell" is within one
+    standard error of it (Breiman 1984, section 3.4.3): of models that are as good, the latest has seen most.
 
     Attributes:
-        lowest: the best quality seen; lowest_at: images then.
+        lowest: the least energy distance seen; lowest_at: images then.
         quality, images: of the kept one.
     """
 
@@ -361,19 +363,19 @@ class Choice:
 
     def better(self, row: dict[str, Any], images: int) -> bool:
         """Whether the model of this tick is to be kept. Without validation images the last one is."""
-        quality = row["quality"]
-        if quality is None or row.get("reference") != "validation":
-            self.quality, self.images = quality, images
+        energy = row.get("energy")
+        if energy is None or row.get("reference") != "validation":
+            self.quality, self.images = row["quality"], images
             return True
-        if self.lowest is None or quality < self.lowest:
-            self.lowest, self.lowest_at = quality, images
-        if quality > self.lowest + TOLERANCE:
+        if self.lowest is None or energy < self.lowest:
+            self.lowest, self.lowest_at = energy, images
+        if energy > self.lowest + row["energy_error"]:
             return False
-        self.quality, self.images = quality, images
+        self.quality, self.images = row["quality"], images
         return True
 
     def over(self, images: int) -> bool:
-        """Whether quality has not improved for so long, with the schedules nearly done, that the rest is spared."""
+        """Whether nothing has improved for so long, with the schedules nearly done, that the rest is spared."""
         recipe = self.recipe
         patience, settled = recipe.patience * recipe.images, SETTLED * min(1.0, recipe.burn_in) * recipe.images
         return self.lowest is not None and patience > 0 and images - self.lowest_at > patience and images >= settled

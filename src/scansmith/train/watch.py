@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..metrics import prdc
+from ..metrics.energy import energy_distance
 from ..metrics.frechet import frechet
 from ..metrics.random_conv import SMALLEST, features
 from ..networks.blocks import latent
@@ -25,6 +26,7 @@ FLOOR_DRAWS = 8
 SCORED = 64  # images of each kind whose scores the overfitting is read from; more cost as much as the samples
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 FEWEST_AT_ONCE, VALUES_AT_ONCE = 8, 64 * 64 * 64  # samples made together: 64 of 64 x 64 pixels, fewer of larger ones
+MEASURED = ("energy", "energy_error", "quality", "diversity", "coverage", "recall", "copying")
 Scores = Callable[[Tensor, Tensor | None], Tensor]
 
 
@@ -35,7 +37,7 @@ class Reference:
     Attributes:
         features: (N, 512) of the validation images, or of half the training images where validation has too few.
         floor: distance between N training images and these.
-        spread: mean distance of real images from their centre in feature space.
+        spread: mean distance of real images from their centre in feature space; apart: of two of them.
         name: "validation" or "train".
         radii: (N,) distance of each to its fifth neighbour.
         train: (M, 512) features of training images; of the other half where validation has too few.
@@ -46,6 +48,7 @@ class Reference:
     features: np.ndarray
     floor: float
     spread: float
+    apart: float
     name: str
     radii: np.ndarray
     train: np.ndarray
@@ -87,10 +90,11 @@ def reference(
     draws = [pool[random.permutation(len(pool))[:count]] for _ in range(FLOOR_DRAWS)]
     floor = float(np.mean([frechet(draw, real_features) for draw in draws]))
     to_train, to_real = _nearest(real_features, pool), _nearest(real_features)
-    if not floor > 0:
+    spread, apart = _spread(real_features), _apart(real_features)
+    if not (floor > 0 and apart > 0):
         return None
     return Reference(
-        real_features, floor, _spread(real_features), name, prdc.radii(real_features), pool, to_train, to_real,
+        real_features, floor, spread, apart, name, prdc.radii(real_features), pool, to_train, to_real,
         torch.from_numpy(others[:SCORED]), torch.from_numpy(real[:SCORED]), _first(other_kinds), _first(real_kinds),
     )  # fmt: skip
 
@@ -101,6 +105,10 @@ def _first(kinds: np.ndarray | None) -> Tensor | None:
 
 def _spread(values: np.ndarray) -> float:
     return float(np.linalg.norm(values - values.mean(axis=0), axis=1).mean())
+
+
+def _apart(values: np.ndarray) -> float:
+    return float(prdc.distances(values, values).sum() / (len(values) * (len(values) - 1)))
 
 
 def _nearest(values: np.ndarray, others: np.ndarray | None = None) -> float:
@@ -128,26 +136,32 @@ def measure(
         images: what `samples` gave for the same seed and classes, at least as many as the reference has; None makes them.
 
     Returns:
-        "quality": Fréchet distance over floor (1 = as two sets of real images); "diversity": spread over the real
-        spread; "coverage", "recall": see `prdc`; "copying": see `copying`; "overfit", "overfit_error": see `overfitting`;
+        "energy": energy distance of all `images` over the mean distance of two real ones (0 = as real images, noise apart);
+        "energy_error": its standard error; "quality": Fréchet distance over floor (1 = as two sets of real images);
+        "diversity": spread over the real spread; "coverage", "recall": see `prdc`; "copying": see `copying`; "overfit", "overfit_error": see `overfitting`;
         "watch_s": seconds all this took.
     """
     began = time.monotonic()
     count = len(real.features)
-    images = samples(generator, seed, count, classes, device, True) if images is None else images[:count]
-    fake = features(images, device=device)
-    if not np.isfinite(fake).all():
-        nothing = dict.fromkeys(("quality", "diversity", "coverage", "recall", "copying", "overfit", "overfit_error"))
+    if images is None:
+        images = samples(generator, seed, count, classes, device, spread=True)
+    every = features(images, device=device)
+    fake = every[:count]
+    if not np.isfinite(every).all():
+        nothing = dict.fromkeys((*MEASURED, "overfit", "overfit_error"))
         return {**nothing, "reference": real.name, "watch_s": round(time.monotonic() - began, 3)}
     between = prdc.distances(real.features, fake)
+    energy, error = energy_distance(every, real.features)
     row = {
+        "energy": energy / real.apart,
+        "energy_error": error / real.apart,
         "quality": frechet(fake, real.features) / real.floor,
         "diversity": _spread(fake) / real.spread,
         "coverage": float((between.min(axis=1) < real.radii).mean()),
         "recall": float((between < prdc.radii(fake)[None, :]).any(axis=1).mean()),
         "copying": copying(fake, real, between),
     }
-    overfit, error = None, None
+    overfit, overfit_error = None, None
     if scores is not None and real.name == "validation":
         told = told_of(generator, seed, min(count, SCORED), classes, device)
         sets = (
@@ -155,9 +169,9 @@ def measure(
             (real.real_images, real.real_kinds),
             (torch.from_numpy(images[:SCORED]), told),
         )
-        overfit, error = overfitting(*(_scored(scores, *one, device) for one in sets))
+        overfit, overfit_error = overfitting(*(_scored(scores, *one, device) for one in sets))
     rounded = {key: None if value is None else round(value, 4) for key, value in row.items()}
-    rest = {"overfit": overfit, "overfit_error": error, "reference": real.name}
+    rest = {"overfit": overfit, "overfit_error": overfit_error, "reference": real.name}
     return {**rounded, **rest, "watch_s": round(time.monotonic() - began, 3)}
 
 
