@@ -61,6 +61,53 @@ class Convolution:
         return Convolution(layer.weight, layer.bias, layer.stride[0], padding, layer.groups)
 
 
+class Discriminator(nn.Module):
+    """Image (and class) -> score: a piecewise linear trunk, then a linear layer, with the penalty in closed form.
+
+    With classes the last layer is a projection: score = <w + e_class, features> + b (Miyato 2018, eq. 3). A subclass has
+    `_trunk`, `_convolutions` and, where the features are not what `end` sees, `_last`.
+
+    Args:
+        features: length of what the last layer weighs.
+        classes: number of classes (or kinds); 0 for none.
+    """
+
+    one_batch = True  # real and generated images may be scored together: no layer looks across the batch
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.end = nn.Linear(features, 1)
+        self.embed = nn.Embedding(classes, features) if classes else None
+        if self.embed is not None:
+            nn.init.zeros_(self.embed.weight)
+
+    def forward(self, x: Tensor, classes: Tensor | None = None) -> Tensor:
+        """(B, channels, *spatial) -> scores (B,) float32; higher is more real, and only differences mean something."""
+        x = plain(x, self._trunk, self._convolutions())
+        with torch.autocast(x.device.type, enabled=False):
+            return (x.float().flatten(1) * self._last(len(x), classes)).sum(1) + self.end.bias
+
+    def scores_and_penalty(self, x: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scores (B,) and squared input-gradient norms (B,), both differentiable in the weights."""
+        scores, penalty = scores_and_penalty(x, self._trunk, self._convolutions(), self._last(len(x), classes))
+        return scores + self.end.bias, penalty
+
+    def _trunk(self, x: Tensor, convolve: Convolve, bend: Bend) -> Tensor:
+        """See `Trunk`."""
+        raise NotImplementedError
+
+    def _convolutions(self) -> list[Convolution]:
+        """All of the trunk, in its order."""
+        raise NotImplementedError
+
+    def _last(self, count: int, classes: Tensor | None) -> Tensor:
+        """Weights of the trunk's flattened output per image, (B, values)."""
+        if self.embed is None:
+            return self.end.weight.expand(count, -1)
+        assert classes is not None
+        return self.end.weight + self.embed(classes)
+
+
 def plain(x: Tensor, trunk: Trunk, convolutions: Sequence[Convolution]) -> Tensor:
     """The trunk's features, by autograd's own means and under autocast if it is on."""
     return trunk(x, lambda i, y: convolutions[i](y), lambda y: F.leaky_relu(y, SLOPE))

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import penalised
 from .blocks import CHANNELS_LAST, CONVOLUTIONS, SLOPE, Prior, Shares
-from .penalised import Bend, Convolution, Convolve
+from .penalised import Bend, Convolution, Convolve, Discriminator
 
 # Channels from the smallest grid up, the last one for all finer grids.
 CHANNELS = {
@@ -86,42 +85,22 @@ class ResidualGenerator(nn.Module):
             return self.end(x.float())
 
 
-class ResidualDiscriminator(nn.Module):
+class ResidualDiscriminator(Discriminator):
     """Image (and class) -> score: blocks and downsampling per doubling, a learned picture per channel, a linear layer.
-
-    With classes the last layer is a projection: score = <w + e_class, features> + b (Miyato 2018, eq. 3).
 
     Args:
         channels, base, doublings, width, classes: as in `ResidualGenerator`.
     """
 
-    one_batch = True
-
     def __init__(self, channels: int, base: Sequence[int], doublings: int, width: int = 384, classes: int = 0) -> None:
-        super().__init__()
         n, widths = len(base), _widths(width, doublings)[::-1]
+        super().__init__(widths[-1], classes)
         self.first = CONVOLUTIONS[n](channels, widths[0], 3, padding=1, bias=False)
         self.levels = nn.ModuleList(_blocks(n, c, width, doublings) for c in widths)
         self.downs = nn.ModuleList(CONVOLUTIONS[n](a, b, 1, bias=False) for a, b in pairwise(widths))
         self.basis = nn.Parameter(torch.randn(widths[-1], math.prod(base)) / math.sqrt(math.prod(base)))
-        self.end = nn.Linear(widths[-1], 1)
-        self.embed = nn.Embedding(classes, widths[-1]) if classes else None
         for layer in (self.first, *self.downs, self.end):
             _scale(layer, 1.0)
-        if self.embed is not None:
-            nn.init.zeros_(self.embed.weight)
-
-    def forward(self, x: Tensor, classes: Tensor | None = None) -> Tensor:
-        """(B, channels, *spatial) -> scores (B,) float32; higher is more real, and only differences mean something."""
-        x = penalised.plain(x, self._trunk, self._convolutions())
-        with torch.autocast(x.device.type, enabled=False):
-            return (x.float().flatten(1) * self._last(len(x), classes)).sum(1) + self.end.bias
-
-    def scores_and_penalty(self, x: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Scores (B,) and squared input-gradient norms (B,), both differentiable in the weights; see `penalised`."""
-        last = self._last(len(x), classes)
-        scores, penalty = penalised.scores_and_penalty(x, self._trunk, self._convolutions(), last)
-        return scores + self.end.bias, penalty
 
     def _trunk(self, x: Tensor, convolve: Convolve, bend: Bend) -> Tensor:
         x, index = convolve(0, x), 1
@@ -136,7 +115,6 @@ class ResidualDiscriminator(nn.Module):
         return x
 
     def _convolutions(self) -> list[Convolution]:
-        """All of the trunk, in its order."""
         result = [Convolution.of(self.first)]
         for level, blocks in enumerate(self.levels):
             if level:
@@ -145,12 +123,8 @@ class ResidualDiscriminator(nn.Module):
         return result
 
     def _last(self, count: int, classes: Tensor | None) -> Tensor:
-        """Weights of the features per image, (B, channels * base pixels): of the linear layer behind the pictures."""
-        weight = self.end.weight.expand(count, -1)
-        if self.embed is not None:
-            assert classes is not None
-            weight = weight + self.embed(classes)
-        return (weight[:, :, None] * self.basis).flatten(1)
+        """The linear layer behind the pictures, (B, channels * base pixels)."""
+        return (super()._last(count, classes)[:, :, None] * self.basis).flatten(1)
 
 
 class _Block(nn.Module):

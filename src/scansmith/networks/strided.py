@@ -12,13 +12,11 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import penalised
 from .blocks import CHANNELS_LAST, CONVOLUTIONS, SLOPE, UP_CONVOLUTIONS, BatchNorm, Prior, Shares
-from .penalised import Bend, Convolution, Convolve
+from .penalised import Bend, Convolution, Convolve, Discriminator
 
 
 class StridedGenerator(nn.Module):
@@ -74,40 +72,19 @@ class StridedGenerator(nn.Module):
         return end.float()
 
 
-class StridedDiscriminator(nn.Module):
+class StridedDiscriminator(Discriminator):
     """Image (and class) -> score: 4x4 stride-2 convolutions with leaky ReLU, then a linear layer.
-
-    With classes the last layer is a projection: score = <w + e_class, features> + b (Miyato 2018, eq. 3).
 
     Args:
         channels, base, doublings, classes: as in `StridedGenerator`.
         width: channels after the first layer; doubled per level up to 8 * width.
     """
 
-    one_batch = True  # real and generated images may be scored together: no layer looks across the batch
-
     def __init__(self, channels: int, base: Sequence[int], doublings: int, width: int = 32, classes: int = 0) -> None:
-        super().__init__()
-        convolution = CONVOLUTIONS[len(base)]
         widths = [channels, *(min(8, 2**level) * width for level in range(doublings))]
+        super().__init__(widths[-1] * math.prod(base), classes)
+        convolution = CONVOLUTIONS[len(base)]
         self.downs = nn.ModuleList(convolution(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
-        features = widths[-1] * math.prod(base)
-        self.end = nn.Linear(features, 1)
-        self.embed = nn.Embedding(classes, features) if classes else None
-        if self.embed is not None:
-            nn.init.zeros_(self.embed.weight)
-
-    def forward(self, x: Tensor, classes: Tensor | None = None) -> Tensor:
-        """(B, channels, *spatial) -> scores (B,) float32; higher is more real, and only differences mean something."""
-        x = penalised.plain(x, self._trunk, self._convolutions())
-        with torch.autocast(x.device.type, enabled=False):
-            return (x.float().flatten(1) * self._last(len(x), classes)).sum(1) + self.end.bias
-
-    def scores_and_penalty(self, x: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Scores (B,) and squared input-gradient norms (B,), both differentiable in the weights; see `penalised`."""
-        last = self._last(len(x), classes)
-        scores, penalty = penalised.scores_and_penalty(x, self._trunk, self._convolutions(), last)
-        return scores + self.end.bias, penalty
 
     def _trunk(self, x: Tensor, convolve: Convolve, bend: Bend) -> Tensor:
         for level in range(len(self.downs)):
@@ -116,10 +93,3 @@ class StridedDiscriminator(nn.Module):
 
     def _convolutions(self) -> list[Convolution]:
         return [Convolution.of(down) for down in self.downs]
-
-    def _last(self, count: int, classes: Tensor | None) -> Tensor:
-        """Weights of the last layer per image, (B, features)."""
-        if self.embed is None:
-            return self.end.weight.expand(count, -1)
-        assert classes is not None
-        return self.end.weight + self.embed(classes)
