@@ -486,7 +486,7 @@ def test_the_latest_model_that_validation_images_do_not_tell_from_the_best_is_ke
     choice = loop.Choice(replace(TINY, images=1000))
     given = [(5.0, 100), (2.0, 200), (2.05, 300), (2.5, 400), (None, 500)]
     assert [choice.better(seen(energy), images) for energy, images in given[:4]] == [True, True, True, False]
-    assert (choice.images, choice.quality, choice.lowest_at) == (300, 20.5, 200)
+    assert (choice.images, choice.quality) == (300, 20.5)
     again = loop.Choice(replace(TINY, images=1000), **choice.to_json())
     assert not again.better(seen(2.5), 500) and again.better(seen(1.0), 600) and again.images == 600
     assert again.better(seen(1.5, error=0.6), 700), "within one standard error"
@@ -499,16 +499,17 @@ def test_without_validation_images_the_last_model_is_kept_and_no_run_stopped():
     assert choice.images == 1000 and not choice.over(1000)
 
 
-def test_a_run_is_over_when_nothing_improves_for_its_patience_and_the_schedules_are_nearly_done():
+def test_a_run_is_over_when_all_is_worse_for_its_patience_and_the_schedules_are_nearly_done():
     choice = loop.Choice(replace(TINY, images=1000, patience=0.5, burn_in=1.0))
     choice.better(seen(2.0), 100)
+    choice.better(seen(3.0), 500)
     assert not choice.over(700), "the rate is still high"
     assert choice.over(750)
-    choice.better(seen(1.0), 600)
-    assert not choice.over(1000)
-    early = loop.Choice(replace(TINY, images=1000, patience=0.5, burn_in=0.2), lowest=2.0, lowest_at=100)
+    choice.better(seen(2.05), 600)
+    assert not choice.over(1000), "no worse than the best is no reason to stop: the rate still falls"
+    early = loop.Choice(replace(TINY, images=1000, patience=0.5, burn_in=0.2), lowest=2.0, images=100)
     assert not early.over(600) and early.over(601)
-    assert not loop.Choice(replace(TINY, images=1000, patience=0.0), lowest=2.0, lowest_at=0).over(1000)
+    assert not loop.Choice(replace(TINY, images=1000, patience=0.0), lowest=2.0, images=0).over(1000)
 
 
 # ------------------------------------------------------------------------------------------------ from another model

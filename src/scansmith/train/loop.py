@@ -351,13 +351,12 @@ class Choice:
     standard error of it (Breiman 1984, section 3.4.3): of models that are as good, the latest has seen most.
 
     Attributes:
-        lowest: the least energy distance seen; lowest_at: images then.
+        lowest: the least energy distance seen.
         quality, images: of the kept one.
     """
 
     recipe: Recipe
     lowest: float | None = None
-    lowest_at: int = 0
     quality: float | None = None
     images: int = 0
 
@@ -367,21 +366,20 @@ class Choice:
         if energy is None or row.get("reference") != "validation":
             self.quality, self.images = row["quality"], images
             return True
-        if self.lowest is None or energy < self.lowest:
-            self.lowest, self.lowest_at = energy, images
+        self.lowest = energy if self.lowest is None else min(energy, self.lowest)
         if energy > self.lowest + row["energy_error"]:
             return False
         self.quality, self.images = row["quality"], images
         return True
 
     def over(self, images: int) -> bool:
-        """Whether nothing has improved for so long, with the schedules nearly done, that the rest is spared."""
+        """Whether all has been worse than the kept model for so long, with the schedules nearly done, that the rest is spared."""
         recipe = self.recipe
         patience, settled = recipe.patience * recipe.images, SETTLED * min(1.0, recipe.burn_in) * recipe.images
-        return self.lowest is not None and patience > 0 and images - self.lowest_at > patience and images >= settled
+        return self.lowest is not None and patience > 0 and images - self.images > patience and images >= settled
 
     def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("lowest", "lowest_at", "quality", "images")}
+        return {name: getattr(self, name) for name in ("lowest", "quality", "images")}
 
 
 @dataclass

@@ -34,7 +34,7 @@ class Recipe:
         augment: final probability of each augmentation, reached at the burn-in's end; below 0 chosen from the number of images.
         ema_fraction, ema_cap: half-life of the weight average = min(ema_fraction * images seen, ema_cap) images; 0: the last weights.
         watch: whether the watchman acts; it always measures.
-        patience: a run is stopped when the energy distance to validation images has not improved for this share of it; 0 never.
+        patience: a run is stopped when it has been worse than the kept model for this share of it; 0 never.
         precision: "bf16" or "fp32" (chosen); channels_last, threads: likewise.
         compiled: whether G is compiled (chosen, in runs of half an hour or more).
         train_images, target, seed: of the data and the command; target is the wished longer side of the grid.
