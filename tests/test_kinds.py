@@ -71,18 +71,26 @@ def test_a_kind_of_few_images_is_none_and_equal_images_have_none():
     assert kinds.find(pictures([400, kinds.FEWEST - 1]), np.arange(400 + kinds.FEWEST - 1)) is None
     level = Level(np.zeros((300, 1, 8, 8), np.uint8), np.zeros(300, np.float32), np.ones(300, np.float32))
     assert kinds.find(level, np.arange(300)) is None
+    broken = pictures([150, 350])
+    broken = Level(broken.array.astype(np.float32), broken.low, broken.high)
+    broken.array[7] = np.nan
+    assert kinds.find(broken, np.arange(500)) is None
 
 
 def test_kinds_are_looked_for_within_each_class():
     level = pictures([150, 250, 200])
     classes = np.array([0] * 400 + [1] * 200)
-    found = kinds.find(level, np.arange(600), classes)
-    assert sorted(found.shares[0]) == [150 / 400, 250 / 400] and found.shares[1] == (1.0,)
+    found = kinds.find(level, np.arange(600), classes, 3)
+    assert sorted(found.shares[0]) == [150 / 400, 250 / 400] and found.shares[1:] == (
+        (1.0,),
+        (1.0,),
+    )  # nothing of the third
+    assert np.isfinite(found.centres).all() and len(found.centres) == 4
     numbers = found.numbers(level, np.arange(600), classes)
     assert set(numbers[:400]) == {0, 1} and set(numbers[400:]) == {2}
     # An image goes to a kind of its own class, wherever it would lie nearer.
     assert set(found.numbers(level, np.arange(400, 600), np.zeros(200, np.int64))) <= {0, 1}
-    assert "hands" in found.words(["hands", "feet"])
+    assert "hands" in found.words(["hands", "feet", "knees"])
 
 
 def test_a_run_that_goes_on_has_the_kinds_it_began_with(tmp_path):

@@ -81,22 +81,27 @@ def kept(run: Path) -> Kinds | None:
     return Kinds(tuple(tuple(row) for row in stored["shares"]), np.array(stored["centres"]))
 
 
-def find(level: Level, rows: np.ndarray, classes: np.ndarray | None = None) -> Kinds | None:
+def find(level: Level, rows: np.ndarray, classes: np.ndarray | None = None, count: int = 0) -> Kinds | None:
     """Look for kinds among the training images, within each class apart; None where all looks like one cloud.
 
     Args:
         level: all images.
         rows: (N,) the training rows.
-        classes: (N,) class numbers of `rows`, every one up to the highest present, or None.
+        classes: (N,) class numbers of `rows`, or None.
+        count: number of classes, of which some may have no training image.
     """
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST)).astype(np.int64))
     shown = thumbnails(level, rows[chosen])
-    groups = [shown] if classes is None else [shown[classes[chosen] == c] for c in range(int(classes.max()) + 1)]
+    if not np.isfinite(shown).all():
+        return None
+    groups = [shown] if classes is None else [shown[classes[chosen] == number] for number in range(count)]
     parts = [clouds(group) for group in groups]
     if sum(map(len, parts)) == len(groups):
         return None
-    shares = tuple(tuple(len(part) / len(group) for part in found) for group, found in zip(groups, parts))
-    return Kinds(shares, np.array([group[part].mean(axis=0) for group, found in zip(groups, parts) for part in found]))
+    shares = tuple(tuple(len(part) / max(1, len(group)) for part in found) for group, found in zip(groups, parts))
+    centres = [group[part].sum(axis=0) / max(1, len(part)) for group, found in zip(groups, parts) for part in found]
+    # A class without a training image has one kind, too.
+    return Kinds(tuple(row if any(row) else (1.0,) for row in shares), np.array(centres))
 
 
 def clouds(points: np.ndarray) -> list[np.ndarray]:

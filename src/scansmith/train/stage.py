@@ -220,7 +220,8 @@ def found_kinds(data: Dataset, grid: Grid, run: Path, group: Group) -> hidden.Ki
     """The kinds of the training images: those that an earlier start kept in the run folder, or found now."""
     if group.main and not (run / checkpoint.CHECKPOINT).is_file():
         rows = training_rows(data)
-        hidden.keep(hidden.find(data.level(grid), rows, data.classes()[rows] if labels_of(data) else None), run)
+        classes = data.classes()[rows] if labels_of(data) else None
+        hidden.keep(hidden.find(data.level(grid), rows, classes, len(labels_of(data))), run)
     group.agree(None)  # written for all
     return hidden.kept(run)
 

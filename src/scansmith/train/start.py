@@ -42,7 +42,7 @@ def warm_start(objective: Objective, start: Path) -> str:
     other, network = model.load(folder), objective.get_submodule(objective.model)
     # Layers of another family may have the same names and shapes by chance.
     related = type(other.generator) is type(network)
-    share = copy_fitting(network, dict(other.generator.state_dict())) if related else 0.0
+    share = copy_fitting(network, dict(other.generator.state_dict()), columns=True) if related else 0.0
     if share < LEAST:
         raise ValueError(
             f"expected a model whose networks fit this run in {start}, found that {share:.0%} of the weights do: use the same --side, --size and --recipe"
@@ -63,11 +63,14 @@ def warm_start(objective: Objective, start: Path) -> str:
     return taken
 
 
-def copy_fitting(network: nn.Module, stored: dict[str, Tensor]) -> float:
+def copy_fitting(network: nn.Module, stored: dict[str, Tensor], columns: bool = False) -> float:
     """Copy what has the same name and shape; returns the share of the network's values that came.
 
-    Of matrices that differ in their columns alone, those that both have: z comes first, and only one of the two may have a
-    class beside it.
+    Args:
+        network: whose weights are replaced.
+        stored: name -> values.
+        columns: of matrices that differ in their columns alone, copy those that both have. For a generator: z comes first, and
+            only one of the two may have a class beside it.
     """
     own, taken = network.state_dict(), 0
     for name, value in own.items():
@@ -77,7 +80,7 @@ def copy_fitting(network: nn.Module, stored: dict[str, Tensor]) -> float:
         if other.shape == value.shape:
             value.copy_(other)
             taken += value.numel()
-        elif value.ndim == 2 and len(other) == len(value):
+        elif columns and value.ndim == 2 and len(other) == len(value):
             common = min(value.shape[1], other.shape[1])
             value[:, :common] = other[:, :common]
             taken += len(value) * common
