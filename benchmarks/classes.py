@@ -37,6 +37,7 @@ from scansmith.train.recipes import RECIPES, resized
 RECIPE = "relativistic"
 FLOORS = 8  # draws of training images for the real/real floor
 FEWEST_SAMPLES = 400
+FEWEST = 16  # images of a class in each split; of fewer nothing is learned, and nothing measured
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,15 @@ def part(data: Dataset, root: Path, rows: np.ndarray) -> Dataset:
     return dataset.write(root, changed, columns, images, data.image(0).dtype, data.shape)
 
 
-def trained(data: Dataset, folder: Path, options: argparse.Namespace, machine: Mapping[str, Any]) -> torch.nn.Module:
-    """The generator of a run on `data`."""
+def trained(
+    data: Dataset, folder: Path, options: argparse.Namespace, machine: Mapping[str, Any]
+) -> torch.nn.Module | None:
+    """The generator of a run on `data`; None, with the reason printed, where it was ended as hopeless."""
     recipe = replace(with_ticks(settled(RECIPES[RECIPE], machine, data, options.side), 5.0), ticks=10, patience=0.0)
-    train(Arm(folder, recipe, options.images, options.seed), data, options.device)
+    result = train(Arm(folder, recipe, options.images, options.seed), data, options.device)
+    if "failed" in result:
+        print(f"{folder.name}: {result['failed']}", file=sys.stderr)
+        return None
     return model.load(folder / "model").generator
 
 
@@ -117,6 +123,8 @@ def measure(bench: Bench, options: argparse.Namespace, machine: Mapping[str, Any
     told = trained(data, options.out / "labels", options, machine)
     whole = part(data, options.out / "unlabelled-data", np.arange(len(data)))
     untold = trained(whole, options.out / "no-labels", options, machine)
+    if told is None or untold is None:
+        sys.exit("a training of all classes failed")
     drawn = bench.samples(untold, 4 * sum(counts.values()), [])
     nearest = bench.named(drawn)
     total = sum(map(len, bench.train.values()))
@@ -133,7 +141,8 @@ def measure(bench: Bench, options: argparse.Namespace, machine: Mapping[str, Any
             alone = trained(
                 part(data, options.out / f"{label}-data", chosen), options.out / f"{label}-alone", options, machine
             )
-            rows.append(bench.row("its class alone", label, bench.samples(alone, counts[label], []), "all"))
+            if alone:
+                rows.append(bench.row("its class alone", label, bench.samples(alone, counts[label], []), "all"))
         most = min(map(len, bench.train.values()))
         right = [(bench.named(values, most) == label).mean() for values in (asked, bench.held_out[label])]
         obeys.append(f"{label}: obeys {right[0]:.0%} (real images {right[1]:.0%})")
@@ -159,11 +168,13 @@ def main() -> None:
     level = data.level(stage.task_of(data).grid(options.side))
 
     def encoded(split: str) -> dict[str, np.ndarray]:
-        rows = {
-            label: np.flatnonzero((data.columns["label"] == label) & (data.columns["split"] == split))
-            for label in data.labels
-        }
-        return {label: features(level.batch(found), device=device) for label, found in rows.items()}
+        random, found = np.random.default_rng(0), {}
+        for label in data.labels:
+            rows = np.flatnonzero((data.columns["label"] == label) & (data.columns["split"] == split))
+            if len(rows) < FEWEST:
+                sys.exit(f"expected {FEWEST} {split} images of {label} or more in {options.source}, found {len(rows)}")
+            found[label] = features(level.batch(random.permutation(rows)), device=device)
+        return found
 
     bench = Bench(data, encoded("train"), encoded("holdout"), device)
     machine = json.loads(options.rates.read_text())["machine"] if options.rates else fastest(data, options.side, device)

@@ -36,15 +36,21 @@ def pictures(counts: list[int], volumes: bool = False, seed: int = 0) -> Level:
     return Level(values, np.zeros(len(values), np.float32), np.full(len(values), 255.0, np.float32))
 
 
+def look(level: Level, images: int, patients: np.ndarray | None = None, **given) -> kinds.Kinds | None:
+    """Kinds of the first images, each of a patient of its own."""
+    rows = np.arange(images)
+    return kinds.find(level, rows, rows[:0], rows if patients is None else patients, **given)
+
+
 # ------------------------------------------------------------------------------------------------ finding
 
 
 @pytest.mark.parametrize("volumes", [False, True])
 def test_two_kinds_are_found_with_their_shares_and_every_image_goes_to_its_own(volumes):
     level = pictures([150, 350], volumes)
-    found = kinds.find(level, np.arange(500))
+    found = look(level, 500)
     assert sorted(found.shares[0]) == [0.3, 0.7] and len(found.shares) == 1
-    numbers = found.numbers(level, np.arange(500), None)
+    numbers = found.numbers
     assert len(set(numbers[:150])) == 1 and len(set(numbers[150:])) == 1 and numbers[0] != numbers[-1]
     assert found.shares[0][numbers[0]] == 0.3
     assert "2 kinds" in found.words([]) and "30%" in found.words([]) and "70%" in found.words([])
@@ -52,7 +58,7 @@ def test_two_kinds_are_found_with_their_shares_and_every_image_goes_to_its_own(v
 
 def test_kinds_are_cut_again_as_long_as_they_fall_apart():
     level = pictures([120, 200, 130])
-    assert sorted(kinds.find(level, np.arange(450)).shares[0]) == pytest.approx([120 / 450, 130 / 450, 200 / 450])
+    assert sorted(look(level, 450).shares[0]) == pytest.approx([120 / 450, 130 / 450, 200 / 450])
 
 
 def test_one_cloud_is_left_whole_however_long():
@@ -60,46 +66,59 @@ def test_one_cloud_is_left_whole_however_long():
     random = np.random.default_rng(0)
     long = random.normal(size=(1000, 20)) * np.array([10.0, *[1.0] * 19])
     even = np.concatenate([random.uniform(-10, 10, (1000, 1)), random.normal(size=(1000, 19))], axis=1)
-    assert kinds.cut(long) is None and kinds.cut(even) is None
+    own = np.arange(1000)  # patients
+    assert kinds.cut(long, own) is None and kinds.cut(even, own) is None
     apart = np.concatenate([long[:500], long[:500] + np.array([100.0, *[0.0] * 19])])
-    halves = kinds.cut(apart)
+    halves = kinds.cut(apart, own)
     assert sorted(map(len, halves)) == [500, 500]
-    assert kinds.find(pictures([400]), np.arange(400)) is None
+    assert look(pictures([400]), 400) is None
 
 
 def test_a_kind_of_few_images_is_none_and_equal_images_have_none():
-    assert kinds.find(pictures([400, kinds.FEWEST - 1]), np.arange(400 + kinds.FEWEST - 1)) is None
+    assert look(pictures([400, kinds.FEWEST - 1]), 400 + kinds.FEWEST - 1) is None
     level = Level(np.zeros((300, 1, 8, 8), np.uint8), np.zeros(300, np.float32), np.ones(300, np.float32))
-    assert kinds.find(level, np.arange(300)) is None
+    assert look(level, 300) is None
     broken = pictures([150, 350])
     broken = Level(broken.array.astype(np.float32), broken.low, broken.high)
     broken.array[7] = np.nan
-    assert kinds.find(broken, np.arange(500)) is None
+    assert look(broken, 500) is None
 
 
-def test_kinds_are_looked_for_within_each_class():
+def test_what_one_patient_looks_like_is_no_kind():
+    level, patients = pictures([150, 350]), np.arange(500)
+    assert look(level, 500, patients=np.where(patients < 150, 0, patients)) is None
+    assert look(level, 500, patients=np.where(patients < 150, patients % kinds.FEWEST_PATIENTS, patients)) is not None
+
+
+def test_kinds_are_looked_for_within_each_class_also_where_a_class_has_no_training_image():
     level = pictures([150, 250, 200])
-    classes = np.array([0] * 400 + [1] * 200)
-    found = kinds.find(level, np.arange(600), classes, 3)
-    assert sorted(found.shares[0]) == [150 / 400, 250 / 400] and found.shares[1:] == (
-        (1.0,),
-        (1.0,),
-    )  # nothing of the third
-    assert np.isfinite(found.centres).all() and len(found.centres) == 4
-    numbers = found.numbers(level, np.arange(600), classes)
-    assert set(numbers[:400]) == {0, 1} and set(numbers[400:]) == {2}
-    # An image goes to a kind of its own class, wherever it would lie nearer.
-    assert set(found.numbers(level, np.arange(400, 600), np.zeros(200, np.int64))) <= {0, 1}
-    assert "hands" in found.words(["hands", "feet", "knees"])
+    classes = np.array([0] * 400 + [2] * 200)  # nothing of 1 and of 3
+    found = look(level, 600, classes=classes, count=4)
+    assert sorted(found.shares[0]) == [150 / 400, 250 / 400] and found.shares[1:] == ((1.0,), (1.0,), (1.0,))
+    assert set(found.numbers[:400]) == {0, 1} and set(found.numbers[400:]) == {3}
+    assert "hands" in found.words(["hands", "feet", "knees", "hips"])
 
 
-def test_a_run_that_goes_on_has_the_kinds_it_began_with(tmp_path):
-    found = kinds.find(pictures([150, 350]), np.arange(500))
+def test_validation_images_go_to_the_kinds_of_their_own_class_and_no_other_image_is_looked_at():
+    level = pictures([200, 300, 50])
+    classes = np.array([0] * 500 + [1] * 50)
+    train, others = np.arange(0, 500, 2), np.array([1, 499, 520])
+    found = kinds.find(level, train, others, np.arange(550), classes, 2)
+    assert found.numbers[1] == found.numbers[0] != found.numbers[498] == found.numbers[499] and found.numbers[520] == 2
+    untouched = np.setdiff1d(np.arange(550), np.concatenate([train, others]))
+    assert (found.numbers[untouched] == -1).all() and (found.numbers[train] >= 0).all()
+
+
+def test_a_run_that_goes_on_has_the_kinds_it_began_with_or_says_that_they_are_gone(tmp_path):
+    found = look(pictures([150, 350]), 500)
     kinds.keep(found, tmp_path)
     again = kinds.kept(tmp_path)
-    assert again.shares == found.shares and np.array_equal(again.centres, found.centres)
+    assert again.shares == found.shares and np.array_equal(again.numbers, found.numbers)
     kinds.keep(None, tmp_path)
     assert kinds.kept(tmp_path) is None
+    (tmp_path / kinds.FILE).unlink()
+    with pytest.raises(ValueError, match="remove the folder to start anew"):
+        kinds.kept(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ z picks the kind
@@ -160,6 +179,13 @@ def test_d_is_told_the_kind_of_every_image_and_each_fake_is_of_the_kind_of_its_p
     objective = OBJECTIVES["synthesis"](TINY, 1, Grid.choose((16, 16), 16), 0, ((0.5, 0.5),))
     told, drawn = [], []
     objective.discriminator.register_forward_pre_hook(lambda _, given: told.append(given[1]))
+    scored = objective.discriminator.scores_and_penalty
+
+    def spy(images, given):
+        told.extend(given.chunk(2))
+        return scored(images, given)
+
+    objective.discriminator.scores_and_penalty = spy
     objective.generator.register_forward_pre_hook(lambda _, given: drawn.append(given[0]))
     asked = torch.tensor([0, 1, 1, 0, 1, 0, 0, 0])
     random = torch.Generator().manual_seed(0)
@@ -168,7 +194,7 @@ def test_d_is_told_the_kind_of_every_image_and_each_fake_is_of_the_kind_of_its_p
     for name in ("discriminator", "generator"):
         getattr(objective, f"{name}_loss")(batch)[0].backward()
     assert torch.equal(objective.generator.prior.told(drawn[0], None), asked) and len(drawn) == 1
-    assert told and all(torch.equal(one, asked) for one in told)
+    assert len(told) == 4 and all(torch.equal(one, asked) for one in told)
 
 
 def test_training_finds_the_kinds_keeps_them_and_never_asks_for_the_holdout(tmp_path):
@@ -188,8 +214,7 @@ def test_training_finds_the_kinds_keeps_them_and_never_asks_for_the_holdout(tmp_
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert [len(row) for row in config["network"]["arguments"]["kinds"]] == [2]
     found = kinds.kept(tmp_path / "run")
-    told = stage.kinds_of_rows(data, data.level(Grid.choose((32, 32), 32)), found, None)
-    assert (told[data.rows("holdout")] == -1).all() and set(told[data.rows("train")]) == {0, 1}
+    assert (found.numbers[data.rows("holdout")] == -1).all() and set(found.numbers[data.rows("train")]) == {0, 1}
     learned = stage.gather(data, data.level(Grid.choose((32, 32), 32)), 0, CPU, found)
     assert learned.classes is None and set(learned.kinds) == {0, 1} and set(learned.real.train_kinds.tolist()) == {0, 1}
     batch = loop.draw_batch(
@@ -201,19 +226,27 @@ def test_training_finds_the_kinds_keeps_them_and_never_asks_for_the_holdout(tmp_
 def test_the_samples_of_a_tick_give_each_kind_its_share_and_are_scored_with_it():
     shares = ((0.25, 0.6, 0.15),)
     network = GENERATORS["strided"](1, (4, 4), 2, width=4, latent=8, kinds=shares).eval()
-    z = watch.spread_latents(network, 3, 200)
+    z = watch.spread_latents(network, 3, 200, None)
     told = network.prior.told(z, None)
     assert torch.equal(told, watch.told_of(network, 3, 200, [], CPU))
     for count in (64, 100, 200):  # any first ones
         found = torch.bincount(told[:count], minlength=3) / count
         torch.testing.assert_close(found, torch.tensor(shares[0]), atol=1.5 / count, rtol=0.0)
-    assert torch.equal(z[:50], watch.spread_latents(network, 3, 50)) and torch.equal(
+    assert torch.equal(z[:50], watch.spread_latents(network, 3, 50, None)) and torch.equal(
         z[:, :-1], latent(3, 200, 8)[:, :-1]
     )
     with torch.no_grad():
-        wanted = network(z[:8]).clamp(-1, 1).numpy()
+        wanted = network(watch.spread_latents(network, 3, 8, None)).clamp(-1, 1).numpy()
     assert np.array_equal(watch.samples(network, 3, 8, [], CPU, spread=True), wanted)
     assert not np.array_equal(watch.samples(network, 3, 8, [], CPU), wanted)
     plain = GENERATORS["strided"](1, (4, 4), 2, width=4, latent=8)
-    assert torch.equal(watch.spread_latents(plain, 3, 40), latent(3, 40, 8))
+    assert torch.equal(watch.spread_latents(plain, 3, 40, None), latent(3, 40, 8))
     assert watch.told_of(plain, 3, 40, [], CPU) is None
+
+
+@pytest.mark.parametrize("classes", [8, 13])
+def test_the_samples_of_a_tick_give_each_kind_its_share_within_every_class(classes):
+    """Multiples of the golden ratio taken class by class in turns would show each class a narrow stretch of the line."""
+    network = GENERATORS["strided"](1, (4, 4), 2, width=4, latent=8, classes=classes, kinds=((0.5, 0.5),) * classes)
+    told = watch.told_of(network, 0, 20 * classes, range(classes), CPU)
+    assert torch.bincount(told, minlength=2 * classes).tolist() == [10] * 2 * classes

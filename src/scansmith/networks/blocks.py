@@ -194,6 +194,7 @@ class Prior(nn.Module):
         if not self.kinds:
             assert classes is not None
             return classes
+        assert classes is not None or len(self.first) == 1
         row = torch.zeros(len(z), dtype=torch.int64, device=z.device) if classes is None else classes
         place = torch.special.ndtr(z[:, -1].float())
         return self.first[row] + (place[:, None] >= self.ends[row]).sum(1)

@@ -23,11 +23,13 @@ from ..runtime import write_json
 
 THUMBNAIL = {2: 16, 3: 8}  # pixels a side
 FEWEST = 100  # images of a kind; of fewer G learns too little to be worth a kind of their own
+FEWEST_PATIENTS = 10  # of a kind: what one patient looks like is no kind of image
 # Of the variance along the line between two centres, the share that lies within the two halves. A normal cloud that is cut in
 # two keeps 1 - 2/pi = .36 of it, an even spread .25; hands and breasts .03, CT of chest and abdomen .12 (docs/log.md).
 APART = 0.15
-MOST = 20_000  # images that are looked at; the others only go to the nearest centre
+MOST = 20_000  # images of a class that are cut; the others only go to the nearest centre
 ROUNDS = 50  # of two-means; most end after ten
+VALUES_AT_ONCE = 1 << 22
 FILE = "kinds.json"
 
 
@@ -37,82 +39,95 @@ class Kinds:
 
     Attributes:
         shares: for each class (one row without classes) the shares of its kinds, which are numbered through.
-        centres: (K, C * pixels) mean thumbnail of each kind.
+        numbers: (rows of the dataset,) kind of every row that was looked at, -1 of the others.
     """
 
     shares: Shares
-    centres: np.ndarray
-
-    def numbers(self, level: Level, rows: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
-        """The kind of each row, int64 (N,): the nearest centre among those of its class."""
-        shown, result = thumbnails(level, rows), np.zeros(len(rows), np.int64)
-        first = 0
-        for number, row in enumerate(self.shares):
-            own = slice(None) if classes is None else classes == number
-            centres = self.centres[first : first + len(row)]
-            distances = (centres**2).sum(1) - 2.0 * shown[own] @ centres.T
-            result[own] = first + distances.argmin(axis=1)
-            first += len(row)
-        return result
+    numbers: np.ndarray
 
     def words(self, labels: Sequence[str]) -> str:
         """For the plan."""
-        names = labels or ("",)
         parts = [
             " ".join(filter(None, (name, ", ".join(f"{share:.0%}" for share in row))))
-            for name, row in zip(names, self.shares, strict=True)
+            for name, row in zip(labels or ("",), self.shares, strict=True)
         ]
         return f"{sum(map(len, self.shares))} kinds of images found by their looks, whose shares samples will keep: {'; '.join(parts)}"
 
 
 def keep(kinds: Kinds | None, run: Path) -> None:
-    """Write them to the run folder, so that a run that goes on has the same."""
-    if kinds:
-        write_json(run / FILE, {"shares": kinds.shares, "centres": kinds.centres.tolist()})
-    else:
-        (run / FILE).unlink(missing_ok=True)
+    """Write them to the run folder, also that there are none, so that a run that goes on has the same."""
+    stored = {"shares": kinds.shares, "numbers": kinds.numbers.tolist()} if kinds else {"shares": [], "numbers": []}
+    write_json(run / FILE, stored)
 
 
 def kept(run: Path) -> Kinds | None:
-    """What `keep` wrote, or None."""
+    """What `keep` wrote.
+
+    Raises:
+        ValueError: the file is gone.
+    """
     if not (run / FILE).is_file():
-        return None
+        raise ValueError(
+            f"expected {FILE} in {run}, which the run was begun with, found none: bring it back, or remove the folder to start anew"
+        )
     stored = json.loads((run / FILE).read_text())
-    return Kinds(tuple(tuple(row) for row in stored["shares"]), np.array(stored["centres"]))
+    return Kinds(tuple(map(tuple, stored["shares"])), np.array(stored["numbers"])) if stored["shares"] else None
 
 
-def find(level: Level, rows: np.ndarray, classes: np.ndarray | None = None, count: int = 0) -> Kinds | None:
-    """Look for kinds among the training images, within each class apart; None where all looks like one cloud.
+def find(
+    level: Level,
+    train: np.ndarray,
+    others: np.ndarray,
+    patients: np.ndarray,
+    classes: np.ndarray | None = None,
+    count: int = 1,
+) -> Kinds | None:
+    """Look for kinds among the training images, within each class apart; None where all look like one cloud.
 
     Args:
         level: all images.
-        rows: (N,) the training rows.
-        classes: (N,) class numbers of `rows`, or None.
+        train: (N,) rows that kinds are looked for in.
+        others: rows that are told their kind, too: those of validation.
+        patients: of every row of the dataset.
+        classes: class number of every row of the dataset, or None.
         count: number of classes, of which some may have no training image.
     """
-    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST)).astype(np.int64))
-    shown = thumbnails(level, rows[chosen])
+    numbers = np.full(len(patients), -1)
+    shares: list[tuple[float, ...]] = []
+    for own in range(count):
+        learned, told = [rows if classes is None else rows[classes[rows] == own] for rows in (train, others)]
+        first = sum(map(len, shares))
+        centres = np.array(centres_of(level, learned, patients))
+        rows = np.concatenate([learned, told])
+        numbers[rows] = first
+        if len(centres) > 1:
+            shown = thumbnails(level, rows)
+            numbers[rows] += ((centres**2).sum(axis=1) - 2.0 * shown @ centres.T).argmin(axis=1)
+        counts = np.bincount(numbers[learned] - first, minlength=len(centres))
+        shares.append(tuple((counts / counts.sum()).tolist()) if len(centres) > 1 else (1.0,))
+    return Kinds(tuple(shares), numbers) if sum(map(len, shares)) > count else None
+
+
+def centres_of(level: Level, rows: np.ndarray, patients: np.ndarray) -> list[np.ndarray]:
+    """The mean thumbnail of each cloud that the images fall apart into; one, of no meaning, where they do not."""
+    chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST)).astype(np.int64)]
+    if len(chosen) < 2 * FEWEST:
+        return [np.zeros(0)]
+    shown = thumbnails(level, chosen)
     if not np.isfinite(shown).all():
-        return None
-    groups = [shown] if classes is None else [shown[classes[chosen] == number] for number in range(count)]
-    parts = [clouds(group) for group in groups]
-    if sum(map(len, parts)) == len(groups):
-        return None
-    shares = tuple(tuple(len(part) / max(1, len(group)) for part in found) for group, found in zip(groups, parts))
-    centres = [group[part].sum(axis=0) / max(1, len(part)) for group, found in zip(groups, parts) for part in found]
-    # A class without a training image has one kind, too.
-    return Kinds(tuple(row if any(row) else (1.0,) for row in shares), np.array(centres))
+        return [np.zeros(0)]
+    return [shown[part].mean(axis=0) for part in clouds(shown, patients[chosen])]
 
 
-def clouds(points: np.ndarray) -> list[np.ndarray]:
+def clouds(points: np.ndarray, patients: np.ndarray) -> list[np.ndarray]:
     """Cut (N, d) points in two, and the halves again, while the halves lie well apart; positions of each part."""
-    halves = cut(points)
+    halves = cut(points, patients)
     if halves is None:
         return [np.arange(len(points))]
-    return [half[part] for half in halves for part in clouds(points[half])]
+    return [half[part] for half in halves for part in clouds(points[half], patients[half])]
 
 
-def cut(points: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def cut(points: np.ndarray, patients: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Positions of the two clouds that (N, d) points fall apart into (2-means), or None where they do not.
 
     Two-means start from the two sides of the first principal component, so that no chance is in it. Written out, since a bare
@@ -131,15 +146,15 @@ def cut(points: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
             break
     along = centred @ (high - low)
     halves = np.flatnonzero(~above), np.flatnonzero(above)
-    if min(map(len, halves)) < FEWEST:
+    if min(map(len, halves)) < FEWEST or min(len(set(patients[half].tolist())) for half in halves) < FEWEST_PATIENTS:
         return None
     within = sum(float(((along[half] - along[half].mean()) ** 2).sum()) for half in halves)
     return halves if within < APART * float((along**2).sum()) else None
 
 
-def thumbnails(level: Level, rows: np.ndarray, at_once: int = 512) -> np.ndarray:
+def thumbnails(level: Level, rows: np.ndarray) -> np.ndarray:
     """Images in small, float64 (N, C * pixels)."""
-    parts = []
+    at_once, parts = max(1, VALUES_AT_ONCE // level.array[0].size), []
     for start in range(0, len(rows), at_once):
         images = torch.from_numpy(level.batch(rows[start : start + at_once]))
         pool = F.adaptive_avg_pool2d if images.ndim == 4 else F.adaptive_avg_pool3d

@@ -39,6 +39,7 @@ class Data:
         rows: (N,) the training rows in it.
         classes: (N,) class number of each of `rows`, or None.
         kinds: (N,) what D is told of each of `rows`, see `kinds.find`; None: its class.
+        tick_classes: classes of the samples of a tick, one after the other and again; (): each as often.
         real: what quality is measured against at every tick, or None.
     """
 
@@ -47,6 +48,7 @@ class Data:
     classes: np.ndarray | None
     real: watch.Reference | None
     kinds: np.ndarray | None = None
+    tick_classes: Sequence[int] = ()
 
     @property
     def class_numbers(self) -> list[int]:
@@ -300,13 +302,17 @@ def observe(
     objective.settle(average, *typical_images(recipe, data, group.device))
     count = max(64, 0 if data.real is None else len(data.real.features))
     # In the precision of training: a fifth off the tick, and D sees no finer ones either.
+    classes = data.tick_classes or data.class_numbers
     with torch.autocast(group.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-        made = watch.samples(average, recipe.seed, count, data.class_numbers, group.device, spread=True)
-    watch.save_sheet(run / "samples" / f"{images:09d}.png", made[:64])
+        made = watch.samples(average, recipe.seed, count, classes, group.device, spread=True)
+        sheet = made[:64]
+        if data.tick_classes:  # rare classes are to be seen, too
+            sheet = watch.samples(average, recipe.seed, 64, data.class_numbers, group.device, spread=True)
+    watch.save_sheet(run / "samples" / f"{images:09d}.png", sheet)
     row: dict[str, Any] = {"quality": None, "diversity": None}
     if data.real is not None:
         scores = scoring(objective, recipe, images, now)
-        row = watch.measure(average, recipe.seed, data.class_numbers, data.real, group.device, scores, made)
+        row = watch.measure(average, recipe.seed, classes, data.real, group.device, scores, made)
     return {**row, "watch_s": round(time.monotonic() - began, 3)}
 
 
@@ -362,10 +368,12 @@ class Choice:
 
     def better(self, row: dict[str, Any], images: int) -> bool:
         """Whether the model of this tick is to be kept. Without validation images the last one is."""
-        energy = row.get("energy")
-        if energy is None or row.get("reference") != "validation":
+        if row.get("reference") != "validation":
             self.quality, self.images = row["quality"], images
             return True
+        energy = row["energy"]
+        if energy is None:  # samples that are not finite
+            return False
         self.lowest = energy if self.lowest is None else min(energy, self.lowest)
         if energy > self.lowest + row["energy_error"]:
             return False

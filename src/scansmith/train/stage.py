@@ -196,6 +196,12 @@ def training_rows(data: Dataset) -> np.ndarray:
     return rows[data.classes()[rows] >= 0] if labels_of(data) else rows
 
 
+def validation_rows(data: Dataset) -> np.ndarray:
+    """The rows that quality is measured on, with a label where labels are learned."""
+    rows = data.rows("validation")
+    return rows[data.classes()[rows] >= 0] if labels_of(data) else rows
+
+
 def labels_of(data: Dataset) -> list[str]:
     """The labels that are learned: a single one says nothing, and is left out."""
     return data.labels if len(data.labels) > 1 else []
@@ -219,9 +225,17 @@ def task_of(data: Dataset) -> Task:
 def found_kinds(data: Dataset, grid: Grid, run: Path, group: Group) -> hidden.Kinds | None:
     """The kinds of the training images: those that an earlier start kept in the run folder, or found now."""
     if group.main and not (run / checkpoint.CHECKPOINT).is_file():
-        rows = training_rows(data)
-        classes = data.classes()[rows] if labels_of(data) else None
-        hidden.keep(hidden.find(data.level(grid), rows, classes, len(labels_of(data))), run)
+        labels = labels_of(data)
+        classes = data.classes() if labels else None
+        found = hidden.find(
+            data.level(grid),
+            training_rows(data),
+            validation_rows(data),
+            data.columns["patient"],
+            classes,
+            max(1, len(labels)),
+        )
+        hidden.keep(found, run)
     group.agree(None)  # written for all
     return hidden.kept(run)
 
@@ -231,23 +245,19 @@ def gather(
 ) -> loop.Data:
     """Training rows, their classes and kinds, and the reference for quality; the holdout is not touched."""
     rows, classes = training_rows(data), data.classes() if labels_of(data) else None
-    told = kinds_of_rows(data, level, kinds, classes) if kinds else classes
+    told = kinds.numbers if kinds else classes
     random = np.random.default_rng(derive_seed(seed, "reference"))
     sample = random.permutation(rows)[: 2 * watch.MOST]
-    unseen = data.rows("validation")
-    validation = random.permutation(unseen if classes is None else unseen[classes[unseen] >= 0])[: watch.MOST]
-    labelled = (None, None) if told is None else (told[sample], told[validation])
-    real = watch.reference(level.batch(sample), level.batch(validation), seed, device, *labelled)
-    return loop.Data(
-        level, rows, None if classes is None else classes[rows], real, None if told is None else told[rows]
-    )
-
-
-def kinds_of_rows(data: Dataset, level: Level, kinds: hidden.Kinds, classes: np.ndarray | None) -> np.ndarray:
-    """The kind of every row, (N,) int64; -1 in the holdout, which nobody looks at."""
-    result, rows = np.full(len(data), -1), np.flatnonzero(data.columns["split"] != "holdout")
-    result[rows] = kinds.numbers(level, rows, None if classes is None else classes[rows])
-    return result
+    validation = random.permutation(validation_rows(data))[: watch.MOST]
+    real = watch.reference(
+        level.batch(sample), level.batch(validation), seed, device,
+        *((None, None) if told is None else (told[sample], told[validation])),
+    )  # fmt: skip
+    if classes is None or told is None:
+        return loop.Data(level, rows, None, real, None if told is None else told[rows])
+    # Ticks show classes as often as the images that they are compared with.
+    shown = validation if real and real.name == "validation" else sample
+    return loop.Data(level, rows, classes[rows], real, told[rows], classes[shown].tolist())
 
 
 def configuration(

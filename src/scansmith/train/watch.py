@@ -225,8 +225,10 @@ def samples(
     Args:
         spread: give hidden kinds their exact shares, see `spread_latents`.
     """
-    z = spread_latents(generator, seed, count) if spread else latent(seed, count, generator.latent)  # type: ignore[arg-type]
     numbers = in_turns(classes, count)
+    z = latent(seed, count, generator.latent)  # type: ignore[arg-type]
+    if spread:
+        z = spread_latents(generator, seed, count, numbers)
     made: list[Tensor] = []
     with torch.no_grad():
         start = 0
@@ -238,18 +240,22 @@ def samples(
     return torch.cat(made).numpy()
 
 
-def spread_latents(generator: nn.Module, seed: int, count: int) -> Tensor:
-    """The fixed latents of the ticks, (count, latent); row i depends on (seed, i) only.
+def spread_latents(generator: nn.Module, seed: int, count: int, classes: Tensor | None) -> Tensor:
+    """The fixed latents of the ticks for classes (count,) or None, (count, latent).
 
-    Where they pick hidden kinds, the last values are no chance draws but multiples of the golden ratio, so that any first n of
-    them give each kind its share. By chance 200 latents have a kind three points too often or too rarely, at every tick the
-    same, and quality seems to fall as the kinds grow distinct.
+    Where they pick hidden kinds, the last values of a class are no chance draws but multiples of the golden ratio, so that
+    any first n of them give each kind its share. By chance 200 latents have a kind three points too often or too rarely, at
+    every tick the same, and quality seems to fall as the kinds grow distinct.
     """
     z = latent(seed, count, generator.latent)  # type: ignore[arg-type]
     prior = getattr(generator, "prior", None)
-    if prior is not None and prior.kinds:
-        place = (0.5 + GOLDEN * torch.arange(count, dtype=torch.float64)) % 1.0
-        z[:, -1] = torch.special.ndtri(place.clamp(1e-6, 1.0 - 1e-6))
+    if prior is None or not prior.kinds:
+        return z
+    numbers = torch.zeros(count, dtype=torch.int64) if classes is None else classes
+    for number in numbers.unique():
+        own = numbers == number
+        place = (0.5 + GOLDEN * torch.arange(int(own.sum()), dtype=torch.float64)) % 1.0
+        z[own, -1] = torch.special.ndtri(place.clamp(1e-6, 1.0 - 1e-6)).float()
     return z
 
 
@@ -264,7 +270,7 @@ def told_of(generator: nn.Module, seed: int, count: int, classes: Sequence[int],
     prior = getattr(generator, "prior", None)
     if prior is None or not prior.kinds:
         return numbers
-    z = spread_latents(generator, seed, count)
+    z = spread_latents(generator, seed, count, numbers)
     told: Tensor = prior.told(z.to(device), None if numbers is None else numbers.to(device))
     return told
 
