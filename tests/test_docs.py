@@ -24,7 +24,7 @@ from scansmith.evaluate import words
 from scansmith.metrics import prdc, radiomics, random_conv
 from scansmith.prepare import copies, fingerprint, overrides, split
 from scansmith.run import STAGES
-from scansmith.train import probe, recipes
+from scansmith.train import kinds, probe, recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -298,6 +298,8 @@ def test_the_pages_name_the_limits_that_the_code_uses():
     privacy = (ROOT / "docs" / "explanation" / "data-and-privacy.md").read_text()
     assert all(f"| {name} | {share:.0%}".replace("%", " %") in privacy for name, share in split.FRACTIONS.items())
     trains = (ROOT / "docs" / "explanation" / "how-it-trains.md").read_text()
+    assert f"less than {kinds.APART:.0%} of".replace("%", " %") in trains and (kinds.FEWEST, kinds.FEWEST_PATIENTS) == (100, 10)
+    assert f"{kinds.THUMBNAIL[2]} × {kinds.THUMBNAIL[2]} pixels" in trains
     assert f"{64 * probe.IMAGES_PER_PIXEL:,.0f} at 64 pixels" in trains and (
         "cosines over the whole run" in trains
     ) == (recipes.Recipe().burn_in == 1.0)
