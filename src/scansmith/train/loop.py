@@ -56,13 +56,7 @@ class Data:
 
 
 def fit(
-    objective: Objective,
-    recipe: Recipe,
-    data: Data,
-    run: Path,
-    group: Group,
-    deadline_s: float,
-    progress: Progress,
+    objective: Objective, recipe: Recipe, data: Data, run: Path, group: Group, deadline_s: float, progress: Progress
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train to the end of the recipe, or go on from the run folder's checkpoint.
 
