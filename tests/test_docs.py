@@ -298,7 +298,10 @@ def test_the_pages_name_the_limits_that_the_code_uses():
     privacy = (ROOT / "docs" / "explanation" / "data-and-privacy.md").read_text()
     assert all(f"| {name} | {share:.0%}".replace("%", " %") in privacy for name, share in split.FRACTIONS.items())
     trains = (ROOT / "docs" / "explanation" / "how-it-trains.md").read_text()
-    assert f"less than {kinds.APART:.0%} of".replace("%", " %") in trains and (kinds.FEWEST, kinds.FEWEST_PATIENTS) == (100, 10)
+    assert f"less than {kinds.APART:.0%} of".replace("%", " %") in trains and (kinds.FEWEST, kinds.FEWEST_PATIENTS) == (
+        100,
+        10,
+    )
     assert f"{kinds.THUMBNAIL[2]} × {kinds.THUMBNAIL[2]} pixels" in trains
     assert f"{64 * probe.IMAGES_PER_PIXEL:,.0f} at 64 pixels" in trains and (
         "cosines over the whole run" in trains
