@@ -114,12 +114,13 @@ def images_in(minutes: float, recipe: Recipe, step_s: float) -> int:
 
 @dataclass(frozen=True)
 class Arm:
-    """One training: its folder, its whole recipe but for the seed, and its length."""
+    """One training: its folder, its whole recipe but for the seed, its length, and the run that it starts from."""
 
     folder: Path
     recipe: Recipe
     images: int
     seed: int
+    start: Path | None = None
 
 
 def train(arm: Arm, data: Dataset, device_name: str, keep: bool = False) -> dict[str, Any]:
@@ -132,7 +133,14 @@ def train(arm: Arm, data: Dataset, device_name: str, keep: bool = False) -> dict
     probed = Probe(replace(arm.recipe, seed=arm.seed, ticks=ticks), step_s=1.0, reasons=("settled by the benchmark",))
     watcher = Snapshots(arm.folder) if keep else None
     try:
-        wish = stage.Wish(1e6, replace(arm.recipe, images=0), side=arm.recipe.target, images=arm.images, seed=arm.seed)
+        wish = stage.Wish(
+            1e6,
+            replace(arm.recipe, images=0),
+            side=arm.recipe.target,
+            images=arm.images,
+            seed=arm.seed,
+            start=arm.start,
+        )
         return stage.run_training(data.root, arm.folder, wish, device_name, probed=probed)
     except RuntimeError as error:
         return {"failed": str(error)}

@@ -9,6 +9,7 @@ import pytest
 
 from scansmith import dataset
 from scansmith.dataset import Dataset
+from scansmith.preprocess import Grid
 
 INFO = {"modality": "CT", "labels": ["a", "b"]}
 
@@ -61,7 +62,7 @@ def test_rows_of_a_split_and_classes_follow_the_manifest(tmp_path):
 def test_a_level_holds_every_image_on_the_grid_and_encodes_as_the_intensity_map_does(tmp_path):
     array = images(6)
     opened = dataset.write(tmp_path, INFO, columns(6), array, np.dtype(np.int16), (1, 5, 7))
-    grid = opened.grid(14)
+    grid = Grid.choose(opened.shape[1:], 14)
     level = opened.level(grid)
     for row in range(6):
         np.testing.assert_array_equal(level.array[row], grid.apply(array[row], -1024))
@@ -77,7 +78,7 @@ def test_a_level_of_volumes_holds_each_on_the_grid_in_its_own_window(tmp_path):
     array = images(4, (1, 9, 12, 10))
     windows = {**columns(4), "high": [1000.0, 500.0, 800.0, 100.0]}
     opened = dataset.write(tmp_path, INFO, windows, array, np.dtype(np.int16), (1, 9, 12, 10))
-    grid = opened.grid(14)
+    grid = Grid.choose(opened.shape[1:], 14)
     level = opened.level(grid)
     assert grid.dimensions == 3 and level.array.shape == (4, 1, *grid.shape) and level.array.dtype == np.int16
     batch = level.batch(np.array([3, 1]))

@@ -197,7 +197,10 @@ def test_nibabel_reads_the_spacing_and_orientation_of_prepared_training_volumes(
         tmp_path / "m",
         data.shape[1:],
         orientation=common_orientation(data.columns["affine"], 3),
-        spacing=[mm * side / box for mm, side, box in zip(data.info["spacing"], data.shape[1:], data.grid(24).box)],
+        spacing=[
+            mm * side / box
+            for mm, side, box in zip(data.info["spacing"], data.shape[1:], Grid.choose(data.shape[1:], 24).box)
+        ],
     )
     synthesize(tmp_path / "m", tmp_path / "o", count=1)
     written = nibabel.load(tmp_path / "o" / "000000.nii.gz")

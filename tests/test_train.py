@@ -525,6 +525,16 @@ def trained(tmp_path_factory):
     return made, root / "run"
 
 
+def shaped(root, made, shape):
+    """The dataset `made` with noise of another shape as its images."""
+    other = dataset.Dataset.open(made)
+    random = np.random.default_rng(0)
+    noise = (random.integers(0, 255, shape, dtype=np.uint8) for _ in range(len(other)))
+    info = {name: other.info[name] for name in ("modality", "units", "labels", "spacing", "source_format", "hash")}
+    dataset.write(root, {**info, "hash": "e" * 16}, other.columns, noise, np.dtype(np.uint8), shape)
+    return root
+
+
 def fresh_pair():
     """Networks like those of `trained`, with other weights."""
     torch.manual_seed(99)
@@ -584,6 +594,30 @@ def test_from_takes_the_grid_of_the_model_says_so_and_is_not_repeated_on_resume(
     assert any("started from another model: 100% of the generator's" in sentence for sentence in result["plan"])
     with pytest.raises(ValueError, match="from"):
         train(opened, tmp_path / "run", minutes=0.02, images=64)
+
+
+def test_images_of_another_shape_go_onto_the_grid_of_the_model_that_is_started_from(trained, tmp_path):
+    made, run = trained  # 16 x 16
+    opened = shaped(tmp_path / "wide", made, (1, 20, 30))
+    alone = train(opened, tmp_path / "alone", minutes=0.02, images=64, side=16)
+    assert alone["grid"] != [16, 16]
+    result = train(opened, tmp_path / "run", minutes=0.02, images=64, from_=run)
+    assert result["grid"] == [16, 16]
+    assert any("100% of the generator's weights, 100% of the discriminator's" in words for words in result["plan"])
+    assert any(
+        "16 x 16 pixels (stored: 20 x 30): as the model that is started from" in words for words in result["plan"]
+    )
+    assert Grid.from_json(json.loads((tmp_path / "run" / "model" / "config.json").read_text())["grid"]).box == (11, 16)
+
+
+def test_a_model_of_the_size_of_the_other_is_made_and_one_of_other_dimensions_refused(trained, tmp_path):
+    opened, run = trained
+    train(opened, tmp_path / "small", minutes=0.02, images=64, size="small", side=16)
+    result = train(opened, tmp_path / "run", minutes=0.02, images=64, from_=tmp_path / "small")
+    assert any("size small" in words and "as the model that is started from" in words for words in result["plan"])
+    volumes = shaped(tmp_path / "volumes", opened, (1, 16, 16, 16))
+    with pytest.raises(ValueError, match=r"expected a model of 3-D images to start from .* found one of 2-D"):
+        train(volumes, tmp_path / "other", minutes=0.02, images=64, from_=run)
 
 
 @pytest.mark.parametrize("change", [{"size": "small"}, {"recipe": "dcgan"}, {"side": 32}])

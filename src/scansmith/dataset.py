@@ -150,10 +150,6 @@ class Dataset:
             self.info["target"]["units"],
         )
 
-    def grid(self, target: int) -> Grid:
-        """The training grid whose longest side comes nearest to `target` pixels."""
-        return Grid.choose(self.shape[1:], target)
-
     @cached_property
     def _layers(self) -> dict[str, Rows]:
         return {layer: Rows(self.root, layer, self.info["generation"]) for layer in self.info["layers"]}

@@ -199,16 +199,22 @@ class Grid:
         best: tuple[float, Grid] | None = None
         for base in product(range(SMALLEST_BASE[len(size)], 8), repeat=len(size)):
             for doublings in range(1, 12):
-                whole = [side << doublings for side in base]
-                scale = min(have / want for have, want in zip(whole, size))
-                box = tuple(min(most, max(1, round(side * scale))) for most, side in zip(whole, size))
-                padding = 1.0 - math.prod(box) / math.prod(whole)
+                grid = cls.holding(size, base, doublings)
+                padding = 1.0 - math.prod(grid.box) / grid.pixels
                 # An octave off the wished size weighs as much as half the grid being padding.
-                cost = padding + 0.5 * abs(math.log2(max(whole) / target))
+                cost = padding + 0.5 * abs(math.log2(grid.side / target))
                 if best is None or cost < best[0] - 1e-9:
-                    best = cost, cls(base, doublings, box)
+                    best = cost, grid
         assert best is not None
         return best[1]
+
+    @classmethod
+    def holding(cls, size: Sequence[int], base: Sequence[int], doublings: int) -> Grid:
+        """The grid of that base, with images of `size` as large as they go."""
+        whole = [side << doublings for side in base]
+        scale = min(have / want for have, want in zip(whole, size, strict=True))
+        box = tuple(min(most, max(1, round(side * scale))) for most, side in zip(whole, size))
+        return cls(tuple(base), doublings, box)
 
     def apply(self, image: np.ndarray, fill: float) -> np.ndarray:
         """(C, *size) -> (C, *shape): resized into the box, `fill` around it, same dtype."""

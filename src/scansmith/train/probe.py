@@ -49,15 +49,19 @@ class Task:
         channels, size: of the stored images, (H, W) or (D, H, W).
         classes: their number, 0 without labels.
         train_images: number of training images.
+        like: grid of the model that is started from, which is then the only one; None chooses by the wished side.
     """
 
     channels: int
     size: tuple[int, ...]
     classes: int
     train_images: int
+    like: Grid | None = None
 
     def grid(self, target: int) -> Grid:
         """The training grid whose longest side is near `target`."""
+        if self.like:
+            return Grid.holding(self.size, self.like.base, self.like.doublings)
         return Grid.choose(self.size, target)
 
 
@@ -126,7 +130,7 @@ def probe(
     """
     base = replace(base, ticks=max(FEWEST_TICKS, min(base.ticks, int(seconds / 25.0))))
     base = resized(base, "tiny" if size == "auto" else size)
-    native = max(task.size)
+    native = task.like.side if task.like else max(task.size)
     clock = Clock(task, device, processes)
     first = for_grid(base, task, min(side or FIRST[len(task.size)], native))
     if side or size != "auto":
@@ -155,9 +159,10 @@ def probe(
     grid, shown = task.grid(recipe.target), recipe.batch / step_s * seconds * (1.0 - OVERHEAD)
     memory.refuse_if_too_large(recipe, task.channels, grid, task.classes, device, processes)
     needs = memory.needed(recipe, task.channels, grid, task.classes, processes, device.type)
+    asked = "as the model that is started from" if task.like else "as asked"
     reasons += [
-        f"{' x '.join(map(str, grid.shape))} {'pixels' if grid.dimensions == 2 else 'voxels'} (stored: {' x '.join(map(str, task.size))}): {'as asked' if side else reason_for(recipe.target, shown)}",
-        f"size {recipe.size} ({recipe.generator}, width {recipe.width}): {'as asked' if size != 'auto' else 'the largest that the minutes show enough images'}; batch {recipe.batch}; needs about {needs / 2**30:.1f} GB of memory",
+        f"{' x '.join(map(str, grid.shape))} {'pixels' if grid.dimensions == 2 else 'voxels'} (stored: {' x '.join(map(str, task.size))}): {asked if side else reason_for(recipe.target, shown)}",
+        f"size {recipe.size} ({recipe.generator}, width {recipe.width}): {asked if size != 'auto' else 'the largest that the minutes show enough images'}; batch {recipe.batch}; needs about {needs / 2**30:.1f} GB of memory",
         f"{penalty_words(recipe)}; augmentation up to {recipe.augment:.2f} for {task.train_images:,} training images"
         if recipe.objective == "synthesis"
         else "no discriminator: nothing is augmented",

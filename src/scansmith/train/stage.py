@@ -60,12 +60,29 @@ class Wish:
         said = {name: getattr(self, name) for name in ("minutes", "size", "side", "images", "seed")}
         return {**said, "recipe": base.name, "from": start, "data": data.info["hash"]}
 
+    def task(self, data: Dataset) -> Task:
+        """What is to be learned; on the grid of the model that is started from, unless a side is wished.
+
+        Raises:
+            ValueError: too few training images, or slices for a model of volumes, or the other way round.
+        """
+        task = task_of(data)
+        if self.start is None or self.side is not None:
+            return task
+        like = Grid.from_json(model.load(start_folder(self.start)).config["grid"])
+        if like.dimensions != len(task.size):
+            raise ValueError(
+                f"expected a model of {len(task.size)}-D images to start from in {self.start}, found one of {like.dimensions}-D: prepare both alike"
+            )
+        return replace(task, like=like)
+
     def probed(self, base: Recipe, task: Task, group: Group) -> Probe:
-        """What the machine can do in the minutes, on the grid of the model that is started from, if there is one."""
-        side = self.side
-        if side is None and self.start:
-            side = model.load(start_folder(self.start)).config["recipe"]["target"]
-        return probe(base, task, 60.0 * self.minutes, side, group.device, self.size, group.size)
+        """What the machine can do in the minutes, with networks of the size of the model that is started from, if there is one."""
+        side, size = self.side, self.size
+        if self.start:
+            other = model.load(start_folder(self.start)).config["recipe"]
+            side, size = side or other["target"], other["size"] if size == "auto" else size
+        return probe(base, task, 60.0 * self.minutes, side, group.device, size, group.size)
 
 
 def run_training(
@@ -85,7 +102,7 @@ def run_training(
         earlier, begins = started_before(run, request, group)
         if earlier and (run / "result.json").is_file() and (model_folder / "config.json").is_file():
             return {"model": str(model_folder), **json.loads((run / "result.json").read_text())}  # finished before
-        task = task_of(data)
+        task = wish.task(data)
         if group.main and not earlier and not probed:
             probed = wish.probed(base, task, group)
         grid = task.grid(group.agree(earlier[0].target if earlier else probed.recipe.target if probed else None))
