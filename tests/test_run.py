@@ -10,6 +10,7 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image as Picture
@@ -142,6 +143,24 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_ends_with_the_same_bits(scans
     for path in out.rglob("*"):
         if path.is_file() and ".private." not in str(path):
             assert b"secret-name" not in path.read_bytes(), path
+
+
+# ------------------------------------------------------------------------------------------------ volumes
+
+
+def test_whole_volumes_are_learned_made_and_judged_where_the_plan_says_so(tmp_path):
+    phantom(tmp_path / "phantom", patients=30, slices=16, size=32, format="nifti")
+    scans, out, volumes = tmp_path / "phantom" / "scans", tmp_path / "out", '{"dimensions": 3}'
+    result = run(scans, out, minutes=MINUTES, count=8, plan=volumes)
+    assert any("voxels (stored: " in sentence for sentence in result["plan"])
+    made = [nibabel.load(path) for path in (out / "images").rglob("*.nii.gz")]
+    grid = json.loads((out / "train" / "result.json").read_text())["grid"]
+    assert len(made) == 8 and len(grid) == 3 and all(sorted(volume.shape) <= sorted(grid) for volume in made)
+    page = (out / "report.html").read_text()
+    for words in ("Volumes (3-D)", "Voxel size", "Of each volume its middle slice is shown", "three central slices"):
+        assert words in page
+    with pytest.raises(ValueError, match="another --plan"):
+        run(scans, out, minutes=MINUTES, count=8)
 
 
 # ------------------------------------------------------------------------------------------------ bad input

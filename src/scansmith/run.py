@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .prepare.fingerprint import Plan
     from .prepare.scans import Request
-    from .train.probe import Probe
+    from .train.probe import Probe, Task
 
 STAGES = ("prepare", "train", "synthesize", "evaluate", "report")
 RECIPE = "relativistic"
 MOST_SIDE = 512  # longest side of the stored images
-PREPARED = '{"dimensions": 2}'  # this version trains on slices, not on volumes
 TRAIN_SHARE = 0.7
 PROBE_S = 12.0  # survey and probe
 MOST_SCANS = 1000  # synthetic scans made by default, and never more than there are training images, but at least 200
@@ -31,16 +31,16 @@ def run(
     minutes: float = 15.0,
     labels: str = "auto",
     modality: str | None = None,
+    plan: str | None = None,
     count: int | None = None,
-    format: Literal["auto", "png", "nifti", "dicom"] = "auto",
     plan_only: bool = False,
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
     """From a folder of scans to synthetic scans with a verdict: prepare, train, synthesize, evaluate, report.
 
-    The plan is printed before anything starts. OUT gets dataset/ train/ model/ images/ metrics.json report.html.
-    Ctrl-C stops cleanly; the same command goes on where it stopped.
+    The plan is printed before anything starts. OUT gets dataset/ train/ model/ images/ metrics.json report.html. Synthetic
+    scans have the format of the scans; `synthesize` writes others. Ctrl-C stops cleanly; the same command goes on where it stopped.
 
     Args:
         scans: folder of DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG or TIFF scans; zip archives are looked into.
@@ -48,8 +48,8 @@ def run(
         minutes: the whole wall time.
         labels: "auto" takes sub-folders that look like classes, "none" takes none, otherwise the path of a CSV table.
         modality: CT, MR, CR or DX: which scans of a mixed folder to take, or what files without that word are.
+        plan: choices of your own for `prepare`, as a JSON file or as text such as '{"dimensions": 3}' (learn whole volumes).
         count: synthetic scans to make; default: as many as training images, 200 to 1000.
-        format: of the synthetic scans; "auto" follows the source.
         plan_only: print the plan and stop.
         seed: the same seed, scans and machine give the same result.
         device: "auto", "cpu", "cuda" or "cuda:1".
@@ -61,7 +61,7 @@ def run(
         ValueError: there are too few usable scans, or OUT holds a run with other settings.
         Interrupted: Ctrl-C; the same command goes on.
     """
-    job = Job(Path(scans), Path(out), minutes, labels, modality, count, format, seed, device)
+    job = Job(Path(scans), Path(out), minutes, labels, modality, plan, count, seed, device)
     state = earlier_state(job)
     probed = None
     if state:
@@ -89,8 +89,8 @@ class Job:
     minutes: float
     labels: str
     modality: str | None
+    plan: str | None
     count: int | None
-    format: Literal["auto", "png", "nifti", "dicom"]
     seed: int
     device: str
 
@@ -99,7 +99,7 @@ class Job:
         from .prepare.overrides import choices_of
         from .prepare.scans import Request
 
-        choices = choices_of(PREPARED)
+        choices = choices_of(self.plan)
         return Request(self.labels, modality=self.modality, max_side=MOST_SIDE, seed=self.seed, choices=choices)
 
     def request(self) -> dict[str, Any]:
@@ -112,7 +112,6 @@ class Job:
             "labels": self.labels if self.labels in ("auto", "none") else "table",
             "modality": self.modality,
             "count": self.count,
-            "format": self.format,
             "seed": self.seed,
         }
 
@@ -141,7 +140,7 @@ def earlier_state(job: Job) -> dict[str, Any]:
         )
     if earlier.get("scans") != request["scans"]:
         raise ValueError(
-            f"expected the scans that the run in {job.out} was started with, found other or changed files: {way_out}"
+            f"expected the scans that the run in {job.out} was started with, found other or changed files, or another --plan: {way_out}"
         )
     return state
 
@@ -155,7 +154,7 @@ def begin(job: Job, plan_only: bool) -> tuple[dict[str, Any], Probe]:
 
     began = time.monotonic()
     found = survey(
-        job.scans, labels=job.labels, modality=job.modality, plan=PREPARED, max_side=MOST_SIDE, seed=job.seed
+        job.scans, labels=job.labels, modality=job.modality, plan=job.plan, max_side=MOST_SIDE, seed=job.seed
     )
     if not plan_only:
         refuse_inside(job.scans, job.out)
@@ -197,13 +196,13 @@ def carry_out(job: Job, state: dict[str, Any], probed: Probe | None) -> dict[str
             out / "dataset",
             labels=job.labels,
             modality=job.modality,
-            plan=PREPARED,
+            plan=job.plan,
             max_side=MOST_SIDE,
             seed=job.seed,
         ),
         "train": lambda: train(job, state, probed),
         "synthesize": lambda: synthesize(
-            out / "model", out / "images", count=count(), format=job.format, seed=job.seed, device=job.device
+            out / "model", out / "images", count=count(), seed=job.seed, device=job.device
         ),
         "evaluate": lambda: evaluate(out / "dataset", out / "images", out, seed=job.seed, device=job.device),
         "report": lambda: report(out),
@@ -238,18 +237,25 @@ def train(job: Job, state: dict[str, Any], probed: Probe | None) -> dict[str, An
 def probe_training(job: Job, found: Plan) -> Probe:
     """What this machine can do with such scans in the minutes."""
     from .runtime import choose_device
-    from .train.probe import Task, probe
+    from .train.probe import FIRST, probe
     from .train.stage import base_recipe
 
-    images = max(1, round(TRAIN_SHARE * found.images))
-    task = Task(found.channels, (found.height, found.width), len(found.labels), images)
-    seconds = stage_budget(job, found, 64 * 64)["train"]
+    task = task_of(found)
+    seconds = stage_budget(job, found, task.grid(FIRST[len(task.size)]).shape)["train"]
     return probe(base_recipe(RECIPE, job.seed), task, seconds, None, choose_device(job.device))
+
+
+def task_of(found: Plan) -> Task:
+    """What there will be to learn."""
+    from .train.probe import Task
+
+    size = (found.height, found.width) if found.depth is None else (found.depth, found.height, found.width)
+    return Task(found.channels, size, len(found.labels), max(1, round(TRAIN_SHARE * found.images)))
 
 
 def describe(job: Job, found: Plan, probed: Probe) -> tuple[list[str], dict[str, float]]:
     """The plan in sentences, and the seconds each stage is given."""
-    budget = stage_budget(job, found, probed.recipe.target**2)
+    budget = stage_budget(job, found, task_of(found).grid(probed.recipe.target).shape)
     spent = ", ".join(f"{name} {duration(budget[name])}" for name in STAGES)
     _, training = probed.lasting(probed.images_in(budget["train"]))
     sentences = [*found.reasons, *training, f"{job.minutes:g} minutes in all: {spent}"]
@@ -265,17 +271,18 @@ def synthetic_count(count: int | None, training_images: int) -> int:
     return count or min(MOST_SCANS, max(200, training_images))
 
 
-def stage_budget(job: Job, found: Plan, pixels: int) -> dict[str, float]:
+def stage_budget(job: Job, found: Plan, shape: tuple[int, ...]) -> dict[str, float]:
     """Seconds for each stage, from costs measured on two cores; training takes what the others leave.
 
-    `pixels`: of one synthetic image.
+    `shape`: of one synthetic image, or of a volume, of which three slices are compared.
     """
     scans = synthetic_count(job.count, round(TRAIN_SHARE * found.images))
-    compared = min(scans, 2000)
+    compared, voxels = min(scans, 2000), math.prod(shape)
+    looked_at = voxels if len(shape) == 2 else 3 * max(shape) ** 2
     budget = {
-        "prepare": 2.0 + 0.002 * found.images + 0.1 * found.images * found.height * found.width / 1e6,
-        "synthesize": 2.0 + scans * (0.005 + 0.5e-6 * pixels),
-        "evaluate": 8.0 + compared * (0.008 + 0.8e-6 * pixels),
+        "prepare": 2.0 + 0.002 * found.images + 0.1 * found.images * math.prod(task_of(found).size) / 1e6,
+        "synthesize": 2.0 + scans * (0.005 + 0.5e-6 * voxels),
+        "evaluate": 8.0 + compared * (0.008 + 0.8e-6 * looked_at),
         "report": 4.0,
     }
     budget["train"] = max(5.0, 60.0 * job.minutes - sum(budget.values()) - PROBE_S)

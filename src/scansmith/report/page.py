@@ -155,6 +155,7 @@ def pictures(folder: RunFolder, count: int, real_images: bool, seed: int) -> dic
         "split": split,
         "sampled": sampled,
         "window": window_words(folder),
+        "volumes": folder.dataset is not None and len(folder.dataset.shape) == 4,
         "labels_cut": len(groups) == MOST_CLASSES,
     }
 
@@ -230,10 +231,15 @@ def data(folder: RunFolder, seed: int) -> dict[str, Any] | None:
     if folder.dataset is None:
         return None
     dataset, info = folder.dataset, folder.dataset.info
+    images, pixels, spacing, axes = (
+        ("Images (2-D)", "pixels", "Pixel spacing", 2)
+        if len(dataset.shape) == 3
+        else ("Volumes (3-D)", "voxels", "Voxel size", 3)
+    )
     facts = {
-        "Modality": MODALITY_TERMS.get(info.get("modality", ""), "not known"), "Scans": number(len(set(dataset.columns["case"].tolist()))), "Images (2-D)": number(len(dataset)),
-        "Stored size": " × ".join(map(str, reversed(dataset.shape[1:]))) + (" pixels" if len(dataset.shape) == 3 else " voxels") + (f", {dataset.shape[0]} channels" if dataset.shape[0] > 1 else ""),
-        "Pixel spacing": spacing_words(dataset.columns["spacing"]), "Intensity": intensity_words(folder), "Split": split_words(info.get("split_level")),
+        "Modality": MODALITY_TERMS.get(info.get("modality", ""), "not known"), "Scans": number(len(set(dataset.columns["case"].tolist()))), images: number(len(dataset)),
+        "Stored size": f"{' × '.join(map(str, reversed(dataset.shape[1:])))} {pixels}" + (f", {dataset.shape[0]} channels" if dataset.shape[0] > 1 else ""),
+        spacing: spacing_words(dataset.columns["spacing"][:, -axes:]), "Intensity": intensity_words(folder), "Split": split_words(info.get("split_level")),
     }  # fmt: skip
     fingerprint = info.get("fingerprint")
     return {
@@ -244,12 +250,12 @@ def data(folder: RunFolder, seed: int) -> dict[str, Any] | None:
 
 
 def spacing_words(spacing: np.ndarray) -> str:
-    """The median in-plane pixel size and its range; (N, 3) slice, row, column in mm, NaN where not known."""
-    known = spacing[np.isfinite(spacing[:, 1:]).all(axis=1), 1:]
+    """The median pixel size, across before down, and its range; (N, 2 or 3) ..., row, column in mm, NaN where not known."""
+    known = spacing[np.isfinite(spacing).all(axis=1), ::-1]
     if not len(known):
         return "not given by the files"
     median = np.median(known, axis=0)
-    words = f"{median[0]:.3g} × {median[1]:.3g} mm"
+    words = " × ".join(f"{mm:.3g}" for mm in median) + " mm"
     varied = np.ptp(known, axis=0).max() > 0.01 * median.max()
     words += f" (median; {known.min():.3g} to {known.max():.3g} mm)" if varied else ""
     return words + (f", not given for {len(spacing) - len(known):,} images" if len(known) < len(spacing) else "")
