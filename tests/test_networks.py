@@ -16,7 +16,6 @@ from scansmith.networks.blocks import (
     CHANNELS_LAST,
     UP_CONVOLUTIONS,
     BatchNorm,
-    count_parameters,
     latent,
     layout_of,
     take_statistics,
@@ -40,6 +39,10 @@ def arguments(base, doublings, channels, classes):
 def size(shape):
     base, doublings, channels, _ = shape
     return (channels, *(side << doublings for side in base))
+
+
+def count_parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def numbers(count, classes):

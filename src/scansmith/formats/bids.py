@@ -36,12 +36,6 @@ def entities(name: str) -> dict[str, str]:
     return {**dict(pair.split("-", 1) for pair in pairs), "suffix": suffix}
 
 
-def participants(root: Path) -> Path | None:
-    """The table of the subjects in the root of a BIDS data set, or None."""
-    path = Path(root) / "participants.tsv"
-    return path if path.is_file() else None
-
-
 def understand(sources: list[Source], names: dict[Path, str], root: Path) -> list[Source]:
     """Give NIfTI scans in a BIDS layout the patient, study, modality and role that their paths say.
 

@@ -16,7 +16,6 @@ from torch.nn import functional
 SEED = 0
 FEATURES = 512
 EXTRACTOR = f"random conv, {FEATURES} features, seed {SEED}"
-EXTRACTOR_3D = f"random 3-D conv, {FEATURES} features, seed {SEED}"
 # Smallest side that is encoded, by the number of axes; small volumes are common, and their features still tell.
 SMALLEST = {2: 16, 3: 8}
 # Most voxels of volumes that are encoded at once: the first stage makes 4 times as many float32 values of them.

@@ -209,11 +209,6 @@ class Prior(nn.Module):
         return torch.cat([z[:, :-1], last[:, None].to(z.dtype)], dim=1)
 
 
-def count_parameters(network: nn.Module) -> int:
-    """Number of trainable values."""
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
 def latent(seed: int, count: int, dimension: int, first: int = 0) -> Tensor:
     """Latents z ~ N(0, 1), float32 (count, dimension) on the CPU; row i depends on (seed, first + i) only."""
     from ..runtime import derive_seed
