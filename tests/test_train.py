@@ -181,6 +181,14 @@ def test_batches_are_epochs_without_repetition_and_depend_on_seed_and_step(tmp_p
     assert not np.array_equal(loop.draw_rows(replace(TINY, seed=1), 3, data), drawn[24:32])
 
 
+def test_a_labelled_set_with_fewer_validation_images_than_are_scored_is_watched(tmp_path):
+    opened = dataset.Dataset.open(make_dataset(tmp_path / "d", count=120, labels=("a", "b")))
+    assert watch.FEWEST <= len(opened.rows("validation")) < watch.SCORED
+    result = train(opened.root, tmp_path / "run", minutes=0.02, images=96, side=16)
+    ticks = [row for row in checkpoint.read_log(tmp_path / "run" / "log.jsonl") if row["kind"] == "tick"]
+    assert len(ticks) == 6 and all(row["reference"] == "validation" for row in ticks) and result["quality"] > 0
+
+
 def test_unbalanced_classes_are_drawn_by_the_square_root_of_their_counts():
     data = loop.Data(None, np.arange(1010), np.array([0] * 10 + [1] * 1000), None)
     recipe = replace(TINY, batch=2000)

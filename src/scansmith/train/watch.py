@@ -163,11 +163,12 @@ def measure(
     }
     overfit, overfit_error = None, None
     if scores is not None and real.name == "validation":
-        told = told_of(generator, seed, min(count, SCORED), classes, device)
+        scored = images[:SCORED]
+        told = told_of(generator, seed, len(scored), classes, device)
         sets = (
             (real.train_images, real.train_kinds),
             (real.real_images, real.real_kinds),
-            (torch.from_numpy(images[:SCORED]), told),
+            (torch.from_numpy(scored), told),
         )
         overfit, overfit_error = overfitting(*(_scored(scores, *one, device) for one in sets))
     rounded = {key: None if value is None else round(value, 4) for key, value in row.items()}
