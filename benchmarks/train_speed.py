@@ -27,7 +27,7 @@ from scansmith.dataset import Level
 from scansmith.networks.blocks import UpConv
 from scansmith.preprocess import Grid
 from scansmith.runtime import choose_device, cpu_count
-from scansmith.train import loop
+from scansmith.train import feed, loop
 from scansmith.train.objectives import OBJECTIVES
 from scansmith.train.parallel import Group
 from scansmith.train.recipes import RECIPES, schedule
@@ -68,7 +68,7 @@ class Arm:
     def step(self, number):
         start = time.perf_counter()
         now = schedule(self.recipe, self.recipe.images)
-        batch = loop.draw_batch(self.recipe, number, self.data, self.group, now)
+        batch = self.data.draw(self.recipe, number, self.group, now)
         if self.shared_fakes:
             for name, optimizer in self.optimizers.items():
                 loop.update(name, batch, self.objective, optimizer, self.recipe, now, self.group, self.watchman)
@@ -135,7 +135,7 @@ def main():
         np.save(Path(folder) / "level.npy", np.random.default_rng(0).integers(0, 256, (8000, 1, SIDE, SIDE), np.uint8))
         stored = np.load(Path(folder) / "level.npy", mmap_mode="r")
         level = Level(stored, np.zeros(8000, np.float32), np.full(8000, 255, np.float32))
-        data = loop.Data(level, np.arange(8000), None, None)
+        data = feed.Images(level, np.arange(8000), None, None)
         arms = {
             "plain: eager, fp32, NCHW": Arm(recipe, data, device),
             "+ channels-last": Arm(replace(recipe, channels_last=True), data, device),
@@ -154,8 +154,7 @@ def main():
             for arm in arms.values():
                 arm.step(number)
         batches = [
-            timed(lambda number=number: level.batch(data.rows[loop.draw_rows(recipe, number, data)]))
-            for number in range(200)
+            timed(lambda number=number: level.batch(data.rows[data.positions(recipe, number)])) for number in range(200)
         ]
     report(arms, batches, recipe, device, threads)
 

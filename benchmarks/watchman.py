@@ -33,7 +33,7 @@ from scansmith.metrics.frechet import frechet
 from scansmith.metrics.random_conv import features
 from scansmith.preprocess import Grid
 from scansmith.runtime import Progress
-from scansmith.train import loop, watch
+from scansmith.train import feed, loop, watch
 from scansmith.train.checkpoint import read_log
 from scansmith.train.objectives import OBJECTIVES
 from scansmith.train.parallel import Group
@@ -130,11 +130,11 @@ def run_case(name: str, pool: Pool, seed: int, side: int, steps: int, width: int
         threads=1, channels_last=True, train_images=len(rows), target=side, seed=seed, watch=watched, patience=0.0,
     )  # fmt: skip
     real = watch.reference(level.batch(rows), level.batch(validation), seed, CPU, classes, seen)
-    data = loop.Data(level, rows, classes, real)
+    data = feed.Images(level, rows, classes, real)
     return outcome(recipe, data, listed, level.batch(hold))
 
 
-def outcome(recipe: Recipe, data: loop.Data, listed: int, hold: np.ndarray) -> dict:
+def outcome(recipe: Recipe, data: feed.Images, listed: int, hold: np.ndarray) -> dict:
     """Train to the end, if there is one: quality on the held-out images, the words of an end, acts and ticks."""
     torch.manual_seed(recipe.seed)
     grid = Grid.choose((hold.shape[-2], hold.shape[-1]), hold.shape[-1])
@@ -232,12 +232,12 @@ def cost(side: int = 64, images: int = 256, every: float = 25.0) -> str:
     objective = OBJECTIVES["synthesis"](recipe, 1, Grid.choose((side, side), side), 0)
     loop.prepare_machine(objective, recipe, CPU)
     level = Level(noise, np.full(len(noise), -1.0, np.float32), np.ones(len(noise), np.float32))
-    data = loop.Data(level, np.arange(images), None, watch.reference(noise[images:], noise[:images], 0, CPU))
+    data = feed.Images(level, np.arange(images), None, watch.reference(noise[images:], noise[:images], 0, CPU))
     average, now = copy.deepcopy(objective.generator).eval(), schedule(recipe, 0)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "samples").mkdir()
-        seen = (objective, average, recipe, data, Path(folder), 0, now, Group(0, 1, CPU))
-        tick = min(timed(lambda: loop.observe(*seen)) for _ in range(5))
+        seen = (objective, average, recipe, Path(folder), 0, now, CPU)
+        tick = min(timed(lambda: data.observe(*seen)) for _ in range(5))
     watchman, values = Watchman(recipe), {"loss": 0.62, "loss_d": 0.6, "norm": 1.0, "gap": 0.2}
     judged = (
         min(timed(lambda: [watchman.accepts("discriminator", values) for _ in range(1000)]) for _ in range(5)) / 1000
@@ -256,9 +256,9 @@ def timed(work: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
-def one_step(objective: torch.nn.Module, recipe: Recipe, data: loop.Data) -> None:
+def one_step(objective: torch.nn.Module, recipe: Recipe, data: feed.Images) -> None:
     """The forward and backward passes of both players."""
-    batch = loop.draw_batch(recipe, 0, data, Group(0, 1, CPU), schedule(recipe, 0))
+    batch = data.draw(recipe, 0, Group(0, 1, CPU), schedule(recipe, 0))
     for name in objective.players:
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
             loss = getattr(objective, f"{name}_loss")(batch)[0]

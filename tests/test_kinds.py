@@ -13,10 +13,11 @@ from scansmith.dataset import Level
 from scansmith.networks import GENERATORS
 from scansmith.networks.blocks import Prior, latent
 from scansmith.preprocess import Grid
-from scansmith.train import kinds, loop, stage, watch
+from scansmith.train import kinds, stage, watch
 from scansmith.train.objective import Batch
 from scansmith.train.objectives import OBJECTIVES
 from scansmith.train.parallel import Group
+from scansmith.train.recipes import schedule
 
 CPU = torch.device("cpu")
 
@@ -217,9 +218,7 @@ def test_training_finds_the_kinds_keeps_them_and_never_asks_for_the_holdout(tmp_
     assert (found.numbers[data.rows("holdout")] == -1).all() and set(found.numbers[data.rows("train")]) == {0, 1}
     learned = stage.gather(data, data.level(Grid.choose((32, 32), 32)), 0, CPU, found)
     assert learned.classes is None and set(learned.kinds) == {0, 1} and set(learned.real.train_kinds.tolist()) == {0, 1}
-    batch = loop.draw_batch(
-        replace(recipe, images=64), 0, learned, Group(), loop.schedule(replace(recipe, images=64), 0)
-    )
+    batch = learned.draw(recipe, 0, Group(), schedule(replace(recipe, images=64), 0))
     assert batch.classes is None and len(batch.kinds) == recipe.batch
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from skimage.metrics import structural_similarity
 from torch import nn
 
 from scansmith import losses
@@ -270,3 +272,66 @@ def test_dirac_gan_with_alternating_steps_stops_circling_where_theory_says(name)
     critical = 2.0 * slope - rate * slope**2
     assert turns(play(name, 0.8 * critical, False, 100, rate, start=0.01)) >= 2
     assert turns(play(name, 1.02 * critical, False, 100, rate, start=0.01)) <= 1
+
+
+# ------------------------------------------------------------------------------------------------ translation
+
+
+def some_pair(shape, dtype=torch.float64):
+    random = torch.Generator().manual_seed(3)
+    real, noise = (torch.rand(shape, dtype=dtype, generator=random) * 1.6 - 0.8 for _ in range(2))
+    weight = (torch.rand((shape[0], 1, *shape[2:]), generator=random) > 0.3).to(dtype)
+    return (0.7 * real + 0.3 * noise).requires_grad_(True), real, weight
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 12, 15), (1, 2, 9, 8, 10)])
+def test_errors_of_a_translation_are_means_over_what_counts(shape):
+    made, real, weight = some_pair(shape)
+    a, b = made.detach().numpy(), real.numpy()
+    w = np.broadcast_to(weight.numpy(), a.shape)
+    assert losses.absolute(made, real, weight).item() == pytest.approx(np.abs(a - b)[w > 0].mean())
+    expected = []
+    for axis in range(2, a.ndim):
+        both = np.moveaxis(w, axis, 0)
+        both = both[1:] * both[:-1] > 0
+        expected.append(np.abs(np.diff(np.moveaxis(a - b, axis, 0), axis=0))[both].mean())
+    assert losses.edges(made, real, weight).item() == pytest.approx(np.mean(expected))
+    similar = []
+    for image in np.ndindex(a.shape[:2]):
+        _, found = structural_similarity(a[image], b[image], win_size=7, data_range=2.0, full=True)
+        inner = (slice(3, -3),) * (a.ndim - 2)
+        similar.append(found[inner][w[image][inner] > 0])
+    assert losses.structural(made, real, weight).item() == pytest.approx(1.0 - np.concatenate(similar).mean(), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["absolute", "edges", "structural"])
+def test_a_perfect_translation_has_no_error_and_what_does_not_count_no_gradient(name):
+    made, real, weight = some_pair((2, 1, 20, 18))
+    loss = getattr(losses, name)
+    assert loss(real, real, weight).item() == pytest.approx(0.0, abs=1e-6)
+    assert loss(made, real, weight).item() > 0.01
+    assert loss(made, real, torch.zeros_like(weight)).item() == 0.0
+    half = torch.zeros_like(weight)
+    half[..., :5] = 1.0
+    (gradient,) = torch.autograd.grad(loss(made, real, half), made)
+    reach = 3 if name == "structural" else 0
+    assert (gradient[..., 5 + reach :] == 0).all() and (gradient[..., :5] != 0).any()
+    if name != "structural":  # computed in float32
+        assert torch.autograd.gradcheck(lambda x: loss(x, real, weight), made)
+
+
+def test_images_smaller_than_a_window_have_no_structural_error():
+    made, real, weight = some_pair((1, 1, 6, 30))
+    assert losses.structural(made, real, weight).item() == 0.0
+
+
+@pytest.mark.parametrize("level", [0.05, 0.5, 0.95])
+def test_pinball_is_least_at_the_quantile(level):
+    real = torch.distributions.Exponential(1.0).icdf((torch.arange(2000, dtype=torch.float64) + 0.5) / 2000)
+    true = -math.log(1.0 - level)
+    candidates = torch.linspace(0.0, 4.0, 401, dtype=torch.float64)
+    found = [losses.pinball(q.expand_as(real), real, level, torch.ones(())).item() for q in candidates]
+    assert candidates[int(np.argmin(found))].item() == pytest.approx(true, abs=0.02)
+    by_hand = (level * 1.0 + (1 - level) * 2.0) / 2
+    pair = losses.pinball(torch.zeros(2), torch.tensor([1.0, -2.0]), level, torch.ones(2))
+    assert pair.item() == pytest.approx(by_hand, rel=1e-6)

@@ -17,7 +17,7 @@ from torch import distributed as dist
 from scansmith import dataset
 from scansmith.preprocess import Grid
 from scansmith.runtime import Progress
-from scansmith.train import loop
+from scansmith.train import feed, loop
 from scansmith.train.checkpoint import read_log
 from scansmith.train.objectives import OBJECTIVES
 from scansmith.train.parallel import Group, join, own_gpu
@@ -77,7 +77,7 @@ def fit(run: Path, group: Group, until: int = STEPS, dies: bool = False) -> None
     """Train in `run` on the dataset beside it, to the end or into the step after `until`."""
     opened = dataset.Dataset.open(run.parent / "dataset")
     grid, rows = Grid.choose((16, 16), 16), opened.rows("train")
-    data = loop.Data(opened.level(grid), rows, opened.classes()[rows], None)
+    data = feed.Images(opened.level(grid), rows, opened.classes()[rows], None)
     torch.manual_seed(0)
     objective = OBJECTIVES["synthesis"](RECIPE, 1, grid, 2)
     try:

@@ -23,7 +23,7 @@ from scansmith import dataset, train
 from scansmith.networks.blocks import latent, take_statistics
 from scansmith.preprocess import Grid
 from scansmith.runtime import Interrupted, Progress
-from scansmith.train import checkpoint, loop, stage, watch
+from scansmith.train import checkpoint, feed, loop, stage, watch
 from scansmith.train import probe as probe_module
 from scansmith.train.objective import Batch
 from scansmith.train.objectives import OBJECTIVES
@@ -76,15 +76,15 @@ def make_dataset(root: Path, count: int = 40, labels: tuple[str, ...] = (), side
     return root
 
 
-def tiny_data(root: Path, labels: tuple[str, ...] = ()) -> tuple[dataset.Dataset, loop.Data]:
+def tiny_data(root: Path, labels: tuple[str, ...] = ()) -> tuple[dataset.Dataset, feed.Images]:
     opened = dataset.Dataset.open(make_dataset(root, labels=labels))
     rows = opened.rows("train")
-    return opened, loop.Data(
+    return opened, feed.Images(
         opened.level(Grid.choose((16, 16), 16)), rows, opened.classes()[rows] if labels else None, None
     )
 
 
-def fit_tiny(run: Path, data: loop.Data, recipe: Recipe = TINY, deadline_s: float = 1e9, classes: int = 0):
+def fit_tiny(run: Path, data: feed.Images, recipe: Recipe = TINY, deadline_s: float = 1e9, classes: int = 0):
     torch.manual_seed(0)
     objective = OBJECTIVES[recipe.objective](recipe, 1, Grid.choose((16, 16), 16), classes)
     return loop.fit(objective, recipe, data, run, Group(), deadline_s, Progress("test", recipe.images, quiet=True))
@@ -175,10 +175,10 @@ def test_the_probe_takes_the_fastest_candidate_and_leaves_out_what_fails(monkeyp
 
 def test_batches_are_epochs_without_repetition_and_depend_on_seed_and_step(tmp_path):
     _, data = tiny_data(tmp_path / "d")
-    drawn = np.concatenate([loop.draw_rows(TINY, step, data) for step in range(5)])  # 40 of 20 rows: two epochs
+    drawn = np.concatenate([data.positions(TINY, step) for step in range(5)])  # 40 of 20 rows: two epochs
     assert sorted(drawn[:20]) == sorted(drawn[20:]) == list(range(20))
-    assert np.array_equal(loop.draw_rows(TINY, 3, data), drawn[24:32])
-    assert not np.array_equal(loop.draw_rows(replace(TINY, seed=1), 3, data), drawn[24:32])
+    assert np.array_equal(data.positions(TINY, 3), drawn[24:32])
+    assert not np.array_equal(data.positions(replace(TINY, seed=1), 3), drawn[24:32])
 
 
 def test_a_labelled_set_with_fewer_validation_images_than_are_scored_is_watched(tmp_path):
@@ -190,9 +190,9 @@ def test_a_labelled_set_with_fewer_validation_images_than_are_scored_is_watched(
 
 
 def test_unbalanced_classes_are_drawn_by_the_square_root_of_their_counts():
-    data = loop.Data(None, np.arange(1010), np.array([0] * 10 + [1] * 1000), None)
+    data = feed.Images(None, np.arange(1010), np.array([0] * 10 + [1] * 1000), None)
     recipe = replace(TINY, batch=2000)
-    share = np.mean(loop.draw_rows(recipe, 0, data) < 10)
+    share = np.mean(data.positions(recipe, 0) < 10)
     assert share == pytest.approx(10**0.5 / (10**0.5 + 1000**0.5), abs=0.02)
 
 
@@ -201,12 +201,12 @@ def test_what_is_settled_with_is_the_mixture_that_training_draws_though_a_datase
     values = np.arange(1010, dtype=np.float32)[:, None, None, None] * np.ones((1, 1, 2, 2), np.float32)
     level = dataset.Level(values, np.zeros(1010, np.float32), np.full(1010, 1010.0, np.float32))
     ordered = np.array([0] * 1000 + [1] * 10)
-    shown, classes = loop.typical_images(TINY, loop.Data(level, np.arange(1010), ordered, None), CPU)
+    shown, classes = feed.Images(level, np.arange(1010), ordered, None).typical(TINY, CPU)
     assert len(shown) == len(classes) == 512
     assert classes.float().mean() == pytest.approx(10**0.5 / (10**0.5 + 1000**0.5), abs=0.05)
     drawn = ((shown[:, 0, 0, 0] + 1) / 2 * 1010).round()
     assert ((drawn >= 1000) == (classes == 1)).all()
-    shown, classes = loop.typical_images(TINY, loop.Data(level, np.arange(1010), None, None), CPU)
+    shown, classes = feed.Images(level, np.arange(1010), None, None).typical(TINY, CPU)
     drawn = ((shown[:, 0, 0, 0] + 1) / 2 * 1010).round()
     assert classes is None and len(drawn.unique()) == 512 and drawn.mean() == pytest.approx(505, abs=60)
 
@@ -288,9 +288,13 @@ def test_a_loss_that_is_not_finite_moves_no_weight_and_too_many_end_the_run(tmp_
         np.full((20, 1, 16, 16), np.nan, np.float32), np.zeros(20, np.float32), np.ones(20, np.float32)
     )
     with pytest.raises(loop.Hopeless):
-        fit_tiny(tmp_path / "run", loop.Data(level, np.arange(20), None, None), replace(TINY, images=8 * 400, ticks=10))
+        fit_tiny(
+            tmp_path / "run", feed.Images(level, np.arange(20), None, None), replace(TINY, images=8 * 400, ticks=10)
+        )
     with pytest.raises(loop.Hopeless):  # the same command does not hide it
-        fit_tiny(tmp_path / "run", loop.Data(level, np.arange(20), None, None), replace(TINY, images=8 * 400, ticks=10))
+        fit_tiny(
+            tmp_path / "run", feed.Images(level, np.arange(20), None, None), replace(TINY, images=8 * 400, ticks=10)
+        )
     saved = load_file(tmp_path / "run" / "checkpoint.safetensors")
     assert all(torch.isfinite(value).all() for value in saved.values())
     means = loop.Means()
@@ -380,12 +384,12 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_train import TINY, fit_tiny, tiny_data, loop
+from test_train import TINY, feed, fit_tiny
 from scansmith import dataset
 from scansmith.preprocess import Grid
 from dataclasses import replace
 opened = dataset.Dataset.open({data!r})
-data = loop.Data(opened.level(Grid.choose((16, 16), 16)), opened.rows("train"), None, None)
+data = feed.Images(opened.level(Grid.choose((16, 16), 16)), opened.rows("train"), None, None)
 fit_tiny(Path({run!r}), data, replace(TINY, images=8 * 300, ticks=60))
 """
 
@@ -687,7 +691,7 @@ def test_a_compiled_generator_computes_what_an_eager_one_does_and_resumes_to_the
         recipe = replace(TINY, compiled=compiled)
         objective = OBJECTIVES["synthesis"](recipe, 1, Grid.choose((16, 16), 16), 0)
         loop.prepare_machine(objective, recipe, CPU)
-        batch = loop.draw_batch(recipe, 0, data, Group(), schedule(recipe, 0))
+        batch = data.draw(recipe, 0, Group(), schedule(recipe, 0))
         objective.discriminator_loss(batch)
         objective.generator_loss(batch)[0].backward()
         assert (objective.generator._compiled_call_impl is not None) is compiled

@@ -122,6 +122,76 @@ def scores_and_penalty(discriminator: Any, images: Tensor, classes: Tensor | Non
     return scores, gradient_penalty(scores, images)
 
 
+# ------------------------------------------------------------------------------------------------ translation
+
+# Of a translated image beside the true one, both (B, C, *spatial); `weight` has their shape or broadcasts to it: 1 where an error
+# counts, 0 outside the body. Each is a scalar, a mean over what counts.
+
+WINDOW = 7  # pixels a side of the windows of `structural`
+
+
+def _mean(errors: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean; 0 where nothing counts."""
+    weight = weight.expand_as(errors).to(errors.dtype)
+    return (errors * weight).sum() / weight.sum().clamp_min(1.0)
+
+
+def absolute(made: Tensor, real: Tensor, weight: Tensor) -> Tensor:
+    """mean |made - real| over what counts, so that the share of air in an image does not scale the step."""
+    return _mean((made - real).abs(), weight)
+
+
+def edges(made: Tensor, real: Tensor, weight: Tensor) -> Tensor:
+    """mean |d made - d real| of differences between neighbours along each axis, where both count (Mathieu 2016, eq. 6, with signs)."""
+    error = made - real
+    weight = weight.expand_as(error)
+    terms = [
+        _mean(
+            error.diff(dim=axis).abs(),
+            weight.narrow(axis, 1, weight.shape[axis] - 1) * weight.narrow(axis, 0, weight.shape[axis] - 1),
+        )
+        for axis in range(2, error.ndim)
+    ]
+    return torch.stack(terms).mean()
+
+
+def structural(made: Tensor, real: Tensor, weight: Tensor) -> Tensor:
+    """1 - SSIM (Wang 2004, eq. 13) of images in [-1, 1], in windows of 7 pixels that lie inside the image; sample covariances.
+
+    A window counts as its middle does. Images smaller than a window give 0.
+    """
+    spatial = made.ndim - 2
+    if min(made.shape[2:]) < WINDOW:
+        return made.sum() * 0.0
+    pool = (F.avg_pool2d, F.avg_pool3d)[spatial - 2]
+    made, real = made.float(), real.float()
+
+    def mean(x: Tensor) -> Tensor:
+        return pool(x, WINDOW, stride=1)
+
+    count = WINDOW**spatial
+    mean_a, mean_b = mean(made), mean(real)
+    variance_a, variance_b, covariance = (
+        (mean(x * y) - mean_x * mean_y) * count / (count - 1)
+        for x, y, mean_x, mean_y in (
+            (made, made, mean_a, mean_a),
+            (real, real, mean_b, mean_b),
+            (made, real, mean_a, mean_b),
+        )
+    )
+    c1, c2 = (0.01 * 2.0) ** 2, (0.03 * 2.0) ** 2
+    similar = (2.0 * mean_a * mean_b + c1) * (2.0 * covariance + c2)
+    similar = similar / ((mean_a.square() + mean_b.square() + c1) * (variance_a + variance_b + c2))
+    inner = [slice(WINDOW // 2, side - WINDOW // 2) for side in real.shape[2:]]
+    return _mean(1.0 - similar, weight.expand_as(real)[(slice(None), slice(None), *inner)])
+
+
+def pinball(bound: Tensor, real: Tensor, level: float, weight: Tensor) -> Tensor:
+    """mean max(level (y - q), (level - 1) (y - q)), least where q is the `level` quantile of y (Koenker 1978, eq. 3.1)."""
+    rest = real - bound
+    return _mean(torch.maximum(level * rest, (level - 1.0) * rest), weight)
+
+
 def _input_gradient(scores: Tensor, images: Tensor) -> Tensor:
     """d D / d x of every image in its shape, in float32 at least (bf16 squares would lose the sum)."""
     (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)

@@ -6,18 +6,17 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..dataset import Level
 from ..networks.blocks import CHANNELS_LAST, BatchNorm
-from ..runtime import Interrupted, Progress, derive_seed, stop_flag
-from . import checkpoint, watch
+from ..runtime import Interrupted, Progress, stop_flag
+from . import checkpoint
+from .feed import Images, words
 from .objective import Batch, Objective
 from .parallel import Group
 from .recipes import Recipe, Values, schedule
@@ -30,33 +29,8 @@ class Hopeless(RuntimeError):
     """The watchman ended the run; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
-class Data:
-    """What is learned from.
-
-    Attributes:
-        level: every image of the dataset on the training grid.
-        rows: (N,) the training rows in it.
-        classes: (N,) class number of each of `rows`, or None.
-        kinds: (N,) what D is told of each of `rows`, see `kinds.find`; None: its class.
-        tick_classes: classes of the samples of a tick, one after the other and again; (): each as often.
-        real: what quality is measured against at every tick, or None.
-    """
-
-    level: Level
-    rows: np.ndarray
-    classes: np.ndarray | None
-    real: watch.Reference | None
-    kinds: np.ndarray | None = None
-    tick_classes: Sequence[int] = ()
-
-    @property
-    def class_numbers(self) -> list[int]:
-        return [] if self.classes is None else sorted(set(self.classes.tolist()))
-
-
 def fit(
-    objective: Objective, recipe: Recipe, data: Data, run: Path, group: Group, deadline_s: float, progress: Progress
+    objective: Objective, recipe: Recipe, data: Images, run: Path, group: Group, deadline_s: float, progress: Progress
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train to the end of the recipe, or go on from the run folder's checkpoint.
 
@@ -97,12 +71,12 @@ def fit(
                 state["ended"] = act.words
 
     if state["step"] == 0:
-        carry_out(watchman.begin(class_counts(objective, data), len(data.rows)), 0)
+        carry_out(watchman.begin(data.counts(objective.generator_arguments["classes"]), len(data.rows)), 0)
     with stop_flag() as stopping:
         for step in range(state["step"], 0 if state["ended"] else recipe.steps):
             images = (step + 1) * recipe.batch
             now = watchman.adjusted(schedule(recipe, step * recipe.batch))
-            batch = draw_batch(recipe, step, data, group, now)
+            batch = data.draw(recipe, step, group, now)
 
             # update the players in turns
             for name in moving(objective, recipe, step):
@@ -119,7 +93,8 @@ def fit(
             state |= {"step": step + 1, "seconds": seconds}
             if cut or (step + 1) % tick_every == 0 or step + 1 == recipe.steps or state["ended"]:
                 row = tick_row(images, seconds, progress.rate, means, now, cut)
-                row |= group.agree(observe(objective, average, recipe, data, run, images, now, group))
+                seen = data.observe(objective, average, recipe, run, images, now, group.device) if group.main else {}
+                row |= group.agree(seen)
                 log.write(row)
                 if choice.better(row, images):
                     follow(best, average, 0.0)
@@ -139,7 +114,7 @@ def fit(
                 break
     log.close()
     if group.main:
-        objective.settle(best, *typical_images(recipe, data, group.device), last=True)
+        objective.settle(best, *data.typical(recipe, group.device), last=True)
     return best, outcome_of(state, recipe, choice, cut)
 
 
@@ -161,13 +136,6 @@ def tick_row(images: int, seconds: float, rate: float, means: Means, now: Values
     """The part of a tick's row that needs no measuring."""
     row = {"kind": "tick", "images": images, "seconds": round(seconds, 2), "images_per_s": round(rate, 2)}
     return {**row, **means.take(), "lr": now.learning_rate, "gamma": now.gamma, "augment": now.augment, "cut": cut}
-
-
-def class_counts(objective: Objective, data: Data) -> list[int]:
-    """Training images of every class that the networks know; [] without classes."""
-    if data.classes is None:
-        return []
-    return np.bincount(data.classes, minlength=objective.generator_arguments["classes"]).tolist()
 
 
 def share_statistics(objective: Objective, processes: int) -> None:
@@ -215,40 +183,6 @@ def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
         own.copy_(other)
 
 
-def draw_batch(recipe: Recipe, step: int, data: Data, group: Group, now: Values) -> Batch:
-    """This process's part of the batch of one step: a function of the seed and the step alone."""
-    part = group.part(recipe.batch)
-    chosen = draw_rows(recipe, step, data)[part]
-    images = torch.from_numpy(data.level.batch(data.rows[chosen]))
-    if recipe.channels_last:
-        images = images.to(memory_format=CHANNELS_LAST[images.ndim - 2])
-    random = torch.Generator().manual_seed(derive_seed(recipe.seed, "step", step))
-    z = torch.randn(recipe.batch, recipe.latent, generator=random)[part]
-    classes = None if data.classes is None else torch.from_numpy(data.classes[chosen]).to(group.device)
-    kinds = classes if data.kinds is None else torch.from_numpy(data.kinds[chosen]).to(group.device)
-    return Batch(
-        images.to(group.device, non_blocking=True), classes, kinds, z.to(group.device), now.gamma, now.augment, random,
-        whole=recipe.batch if group.size > 1 else None, part=part, generator_moves=(step + 1) % recipe.critic_steps == 0,
-    )  # fmt: skip
-
-
-def draw_rows(recipe: Recipe, step: int, data: Data) -> np.ndarray:
-    """Positions in `data.rows`: epochs without repetition, or with classes by the square root of their counts."""
-    count, start = len(data.rows), step * recipe.batch
-    if data.classes is not None:
-        _, inverse, counts = np.unique(data.classes, return_inverse=True, return_counts=True)
-        weight = (counts**-0.5)[inverse]
-        return np.random.default_rng(derive_seed(recipe.seed, "rows", step)).choice(
-            count, recipe.batch, p=weight / weight.sum()
-        )
-    epochs = range(start // count, (start + recipe.batch - 1) // count + 1)
-    order = np.concatenate(
-        [np.random.default_rng(derive_seed(recipe.seed, "epoch", epoch)).permutation(count) for epoch in epochs]
-    )
-    first = start - epochs[0] * count
-    return order[first : first + recipe.batch]
-
-
 def update(
     name: str,
     batch: Batch,
@@ -277,70 +211,6 @@ def update(
         optimizer.param_groups[0].update(lr=now.learning_rate, betas=(recipe.beta1, now.beta2))
         optimizer.step()
     return {key: seen[key] for key in logged} | {f"norm_{name[0]}": seen["norm"]}
-
-
-def observe(
-    objective: Objective,
-    average: nn.Module,
-    recipe: Recipe,
-    data: Data,
-    run: Path,
-    images: int,
-    now: Values,
-    group: Group,
-) -> dict[str, Any]:
-    """What the averaged model is worth now, and its sample sheet; only the first process looks."""
-    if not group.main:
-        return {}
-    began = time.monotonic()
-    objective.settle(average, *typical_images(recipe, data, group.device))
-    count = max(64, 0 if data.real is None else len(data.real.features))
-    # In the precision of training: a fifth off the tick, and D sees no finer ones either.
-    classes = data.tick_classes or data.class_numbers
-    with torch.autocast(group.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-        made = watch.samples(average, recipe.seed, count, classes, group.device, spread=True)
-        sheet = made[:64]
-        if data.tick_classes:  # rare classes are to be seen, too
-            sheet = watch.samples(average, recipe.seed, 64, data.class_numbers, group.device, spread=True)
-    watch.save_sheet(run / "samples" / f"{images:09d}.png", sheet)
-    row: dict[str, Any] = {"quality": None, "diversity": None}
-    if data.real is not None:
-        scores = scoring(objective, recipe, images, now)
-        row = watch.measure(average, recipe.seed, classes, data.real, group.device, scores, made)
-    return {**row, "watch_s": round(time.monotonic() - began, 3)}
-
-
-def typical_images(recipe: Recipe, data: Data, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Up to 512 training images and their classes, in the mixture that training draws; a dataset lies in order of folders."""
-    count = min(len(data.rows), 512)
-    chosen = draw_rows(replace(recipe, batch=count, seed=derive_seed(recipe.seed, "typical")), 0, data)
-    shown = torch.from_numpy(data.level.batch(data.rows[chosen])).to(device)
-    return shown, None if data.classes is None else torch.from_numpy(data.classes[chosen])
-
-
-def scoring(objective: Objective, recipe: Recipe, images: int, now: Values) -> watch.Scores | None:
-    """The judge's scores of any images under the present augmentation; None without a judge."""
-    judge = objective.judge
-    if judge is None:
-        return None
-
-    def scores(shown: Tensor, kinds: Tensor | None) -> Tensor:
-        # The same draws for every set that is asked about.
-        random = torch.Generator().manual_seed(derive_seed(recipe.seed, "scores", images))
-        training = judge.training
-        judge.eval()  # batch norm must not learn from what it is asked
-        found: Tensor = judge(objective.seen(shown, now.augment, random), kinds)
-        judge.train(training)
-        return found
-
-    return scores
-
-
-def words(row: dict[str, Any]) -> str:
-    """What the progress bar says of a tick."""
-    if row["quality"] is None:
-        return "quality: too few images to say"
-    return f"quality {row['quality']:.1f} x two real halves (1 is best), diversity {row['diversity']:.0%}"
 
 
 @dataclass

@@ -13,6 +13,7 @@ from ..dataset import Level
 from ..preprocess import Grid
 from ..runtime import cpu_count
 from . import loop, memory
+from .feed import Images
 from .objectives import OBJECTIVES
 from .parallel import Group
 from .recipes import SIZES, Recipe, augmentation_strength, penalty_weight, resized, schedule
@@ -348,7 +349,7 @@ class Clock:
             noise.astype(np.float32), np.full(recipe.batch, -1.0, np.float32), np.ones(recipe.batch, np.float32)
         )
         classes = np.arange(recipe.batch) % task.classes if task.classes else None
-        data = loop.Data(level, np.arange(recipe.batch), classes, None)
+        data = Images(level, np.arange(recipe.batch), classes, None)
         group, watchman = Group(device=device), Watchman(replace(recipe, watch=False))
 
         def steps() -> float:
@@ -357,7 +358,7 @@ class Clock:
             start = time.perf_counter()
             for step in range(recipe.critic_steps):
                 now = schedule(recipe, recipe.images)
-                batch = loop.draw_batch(recipe, step, data, group, now)
+                batch = data.draw(recipe, step, group, now)
                 for name in loop.moving(objective, recipe, step):
                     loop.update(name, batch, objective, optimizers[name], recipe, now, group, watchman)
             if device.type == "cuda":

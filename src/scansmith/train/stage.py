@@ -20,6 +20,7 @@ from ..preprocess import Grid
 from ..runtime import Progress, choose_device, derive_seed, write_json
 from . import checkpoint, loop, watch
 from . import kinds as hidden
+from .feed import Images
 from .objective import Objective
 from .objectives import OBJECTIVES
 from .parallel import Group, join
@@ -257,9 +258,7 @@ def found_kinds(data: Dataset, grid: Grid, run: Path, group: Group) -> hidden.Ki
     return hidden.kept(run)
 
 
-def gather(
-    data: Dataset, level: Level, seed: int, device: torch.device, kinds: hidden.Kinds | None = None
-) -> loop.Data:
+def gather(data: Dataset, level: Level, seed: int, device: torch.device, kinds: hidden.Kinds | None = None) -> Images:
     """Training rows, their classes and kinds, and the reference for quality; the holdout is not touched."""
     rows, classes = training_rows(data), data.classes() if labels_of(data) else None
     told = kinds.numbers if kinds else classes
@@ -271,10 +270,10 @@ def gather(
         *((None, None) if told is None else (told[sample], told[validation])),
     )  # fmt: skip
     if classes is None or told is None:
-        return loop.Data(level, rows, None, real, None if told is None else told[rows])
+        return Images(level, rows, None, real, None if told is None else told[rows])
     # Ticks show classes as often as the images that they are compared with.
     shown = validation if real and real.name == "validation" else sample
-    return loop.Data(level, rows, classes[rows], real, told[rows], classes[shown].tolist())
+    return Images(level, rows, classes[rows], real, told[rows], classes[shown].tolist())
 
 
 def configuration(
