@@ -1,0 +1,90 @@
+"""A residual U-Net that turns one image into another, with bounds: full resolution kept by skips, no limit on the output.
+
+Ronneberger 2015 gave the layout. Batch norm, not instance norm: in use it is a fixed scale per channel, so that a window of an image
+gets the output that the whole image would, and neither the share of air in a window nor its neighbours move a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .blocks import CONVOLUTIONS, SLOPE, UP_CONVOLUTIONS, BatchNorm
+
+WIDEST = 8  # times the width at full resolution
+
+
+class UNet(nn.Module):
+    """Image -> middle, lower and upper bound of another, each (B, out_channels, *spatial).
+
+    Args:
+        in_channels, out_channels: of the images.
+        dimensions: 2 or 3.
+        width: channels at full resolution; doubled per level up to `WIDEST` times that.
+        doublings: levels below full resolution; sides must be divisible by 2**doublings.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, dimensions: int = 2, width: int = 32, doublings: int = 4
+    ) -> None:
+        super().__init__()
+        convolution, up = CONVOLUTIONS[dimensions], UP_CONVOLUTIONS[dimensions]
+        widths = [width * min(WIDEST, 2**level) for level in range(doublings + 1)]
+        self.step = 2**doublings
+        self.start = convolution(in_channels, width, 3, padding=1)
+        self.encoders = nn.ModuleList(Block(dimensions, channels) for channels in widths)
+        self.downs = nn.ModuleList(convolution(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
+        self.ups = nn.ModuleList(up(b, a) for a, b in pairwise(widths))
+        self.joins = nn.ModuleList(convolution(2 * channels, channels, 1) for channels in widths[:-1])
+        self.decoders = nn.ModuleList(Block(dimensions, channels) for channels in widths[:-1])
+        self.norm = BatchNorm(width)
+        self.end = convolution(width, 3 * out_channels, 1)
+        nn.init.zeros_(self.end.weight)
+        assert self.end.bias is not None
+        nn.init.zeros_(self.end.bias)
+        with torch.no_grad():  # bounds begin at softplus(-3) = .05 from the middle
+            self.end.bias[out_channels:] = -3.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *spatial) -> (B, 3, out_channels, *spatial) float32: middle, lower, upper with lower <= middle <= upper."""
+        if any(side % self.step for side in x.shape[2:]):
+            raise ValueError(f"expected sides divisible by {self.step}, found {tuple(x.shape[2:])}: pad the image")
+        x = self.encoders[0](self.start(x))
+        skips = []
+        for down, encoder in zip(self.downs, list(self.encoders)[1:]):
+            skips.append(x)
+            x = encoder(down(x))
+        for up, join, decoder, skip in zip(
+            *(list(part)[::-1] for part in (self.ups, self.joins, self.decoders)), skips[::-1]
+        ):
+            x = decoder(join(torch.cat([up(x), skip], 1)))
+        x = F.leaky_relu(self.norm(x), SLOPE)
+        with torch.autocast(x.device.type, enabled=False):  # a step of bf16 near 1 is 8 HU
+            middle, below, above = self.end(x.float()).chunk(3, 1)
+            return torch.stack([middle, middle - F.softplus(below), middle + F.softplus(above)], 1)
+
+
+class Block(nn.Module):
+    """x + two convolutions of it, each behind batch norm and leaky ReLU (He 2016, "pre-activation")."""
+
+    def __init__(self, dimensions: int, channels: int) -> None:
+        super().__init__()
+        convolution = CONVOLUTIONS[dimensions]
+        self.norms = nn.ModuleList(BatchNorm(channels) for _ in range(2))
+        self.convolutions = nn.ModuleList(convolution(channels, channels, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for norm, convolution in zip(self.norms, self.convolutions):
+            y = convolution(F.leaky_relu(norm(y), SLOPE))
+        return x + y
+
+
+def padding_to(sides: Sequence[int], step: int) -> list[tuple[int, int]]:
+    """(before, after) for each side, so that it becomes divisible by `step`."""
+    missing = [-side % step for side in sides]
+    return [(total // 2, total - total // 2) for total in missing]

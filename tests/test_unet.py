@@ -1,0 +1,64 @@
+"""The U-Net: shapes, ordered bounds, gradients everywhere, windows that agree with the whole, any precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scansmith.networks.unet import UNet, padding_to
+from scansmith.windows import predict
+
+
+def network(dimensions=2, **changes):
+    torch.manual_seed(0)
+    made = UNet(
+        **{"in_channels": 2, "out_channels": 1, "dimensions": dimensions, "width": 8, "doublings": 2, **changes}
+    )
+    for parameter in made.parameters():  # zeros hide faults
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return made
+
+
+@pytest.mark.parametrize(("dimensions", "sides"), [(2, (16, 24)), (3, (8, 12, 16))])
+def test_bounds_are_ordered_and_every_weight_learns(dimensions, sides):
+    made = network(dimensions)
+    x = torch.randn(3, 2, *sides)
+    out = made(x)
+    assert out.shape == (3, 3, 1, *sides) and out.dtype == torch.float32
+    middle, lower, upper = out.unbind(1)
+    assert (lower < middle).all() and (middle < upper).all()
+    (out * torch.randn_like(out)).sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in made.parameters())
+
+
+def test_it_begins_at_nothing_with_narrow_bounds():
+    out = UNet(1, 2, width=8, doublings=2)(torch.randn(2, 1, 16, 16))
+    middle, lower, upper = out.unbind(1)
+    assert (middle == 0).all() and 0.04 < float((upper - middle).detach().max()) < 0.06 and torch.equal(upper, -lower)
+
+
+def test_in_use_an_image_does_not_depend_on_its_neighbours_and_a_window_sees_what_the_whole_does():
+    made = network(in_channels=1).eval()
+    images = torch.randn(4, 1, 96, 96)
+    with torch.no_grad():
+        alone, together = made(images[:1]), made(images)[:1]
+        torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
+        whole = made(images[:1])[0, 0]
+    windows = predict(lambda x: made(x)[:, 0], images[0], (64, 64), 0.5)
+    # Zero padding at a window's border reaches some voxels inward, where its weight is least.
+    assert (windows - whole).abs().mean() < 0.05 * whole.abs().mean()
+
+
+def test_output_stays_in_float32_where_training_is_in_bf16():
+    made = network()
+    x = torch.randn(2, 2, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = made(x)
+    assert out.dtype == torch.float32 and len(out[0, 0].unique()) > 200
+    torch.testing.assert_close(out, made(x), rtol=0.1, atol=0.1)
+
+
+def test_sides_that_do_not_halve_are_refused_and_padding_makes_them():
+    with pytest.raises(ValueError, match="divisible by 4"):
+        network()(torch.randn(1, 2, 18, 16))
+    assert padding_to((18, 16, 1), 4) == [(1, 1), (0, 0), (1, 2)]
