@@ -181,6 +181,23 @@ def test_batches_are_epochs_without_repetition_and_depend_on_seed_and_step(tmp_p
     assert not np.array_equal(data.positions(replace(TINY, seed=1), 3), drawn[24:32])
 
 
+@pytest.mark.parametrize("kl_weight", [0.0, 1.0])
+def test_new_codes_are_drawn_as_those_of_the_images_scatter(kl_weight):
+    recipe = replace(RECIPES["vae"], kl_weight=kl_weight, width=4, latent=5)
+    torch.manual_seed(0)
+    objective = OBJECTIVES["autoencoding"](recipe, 1, Grid.choose((16, 16), 16), 0)
+    network, images = objective.autoencoder, torch.rand(300, 1, 16, 16) * 2 - 1
+    network.end.weight.data *= 5.0
+    objective.settle(network, images, None)
+    with torch.no_grad():
+        means, log_variances = network.encode(images)
+        codes = network.center + torch.randn(100_000, 5) @ network.factor.T
+    scattered = means + (0.5 * log_variances).exp() * torch.randn(200, 300, 5) if kl_weight else means[None]
+    scattered = scattered.reshape(-1, 5)
+    assert torch.allclose(codes.mean(0), scattered.mean(0), atol=0.02)
+    assert torch.allclose(torch.cov(codes.T), torch.cov(scattered.T), rtol=0.03, atol=0.02)
+
+
 def test_a_labelled_set_with_fewer_validation_images_than_are_scored_is_watched(tmp_path):
     opened = dataset.Dataset.open(make_dataset(tmp_path / "d", count=120, labels=("a", "b")))
     assert watch.FEWEST <= len(opened.rows("validation")) < watch.SCORED

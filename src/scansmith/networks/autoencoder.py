@@ -24,8 +24,7 @@ class Autoencoder(nn.Module):
     Attributes:
         latent: length of a latent.
         center: (latent,), factor: (latent, latent), buffers: z ~ N(0, 1) becomes center + factor @ z before decoding.
-            Zeros and the identity fit the variational one, whose latents are pressed to N(0, 1); for the plain one they
-            are set after training, to the latents' mean and the Cholesky factor of their covariance.
+            Set before samples are drawn, to the latents' mean and the Cholesky factor of their covariance.
 
     Args:
         channels, base, doublings, width, latent, classes: as in `StridedGenerator`; the encoder's layers mirror it.

@@ -23,7 +23,8 @@ class Autoencoding(Objective):
 
     With `kl_weight` > 0 a variational autoencoder (Kingma 2014, eq. 10), whose decoder has the variance that is optimal for
     the batch (Rybkin 2021, eq. 4 and 5), so that no weight between the two terms has to be searched. With 0 a plain one: its
-    code is the encoder's mean, and new images are drawn by a Gaussian fitted to the codes afterwards (Ghosh 2020, sec. 4).
+    code is the encoder's mean. New images of both are drawn from a Gaussian fitted to the codes afterwards (Ghosh 2020,
+    section 4): codes of a few hundred images never fill the prior of a variational one, and between them it decodes nothing.
     """
 
     players = ("autoencoder",)
@@ -55,14 +56,12 @@ class Autoencoding(Objective):
         return loss, {name: value.detach() for name, value in logged.items()}
 
     def settle(self, average: nn.Module, images: Tensor, classes: Tensor | None, last: bool = False) -> None:
-        """Before samples are drawn: the Gaussian of the codes, N(0, 1) of a VAE, fitted for a plain autoencoder."""
-        if self.kl_weight > 0.0:  # said again, since the weights may come from a plain one
-            average.center.zero_()  # type: ignore[operator]
-            average.factor.copy_(torch.eye(len(average.center)))  # type: ignore[operator, arg-type]
-            return
-        codes = encode(average, images, classes).double()
+        """Before samples are drawn: mean and covariance of the codes; of a variational one their own variances are added."""
+        codes, variances = (found.double() for found in encode(average, images, classes))
         centred = codes - codes.mean(0)
         covariance = centred.T @ centred / max(1, len(codes) - 1)
+        if self.kl_weight > 0.0:
+            covariance += variances.mean(0).diag()
         # A little of the diagonal keeps the root real where images are fewer than code numbers.
         covariance += 1e-4 * covariance.diagonal().mean() * torch.eye(codes.shape[1], dtype=torch.float64)
         average.center.copy_(codes.mean(0))  # type: ignore[operator]
@@ -73,7 +72,9 @@ class Autoencoding(Objective):
         classes = torch.from_numpy(data.classes()) if self.generator_arguments["classes"] else None
         known = np.arange(len(data)) if classes is None else np.flatnonzero(data.classes() >= 0)
         codes = [
-            encode(average, torch.from_numpy(level.batch(rows)).to(device), None if classes is None else classes[rows])
+            encode(average, torch.from_numpy(level.batch(rows)).to(device), None if classes is None else classes[rows])[
+                0
+            ]
             for rows in np.array_split(known, -(-len(known) // 512))
         ]
         columns = {name: data.columns[name][known] for name in ("case", "slice", "split", "label")}
@@ -93,12 +94,14 @@ def savez(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def encode(average: nn.Module, images: Tensor, classes: Tensor | None, group: int = 64) -> Tensor:
-    """Codes (the encoder's means) of images (N, C, *spatial), float32 (N, latent) on the CPU."""
+def encode(average: nn.Module, images: Tensor, classes: Tensor | None, group: int = 64) -> tuple[Tensor, Tensor]:
+    """Codes (the encoder's means) and variances of images (N, C, *spatial), each float32 (N, latent) on the CPU."""
     device = next(average.parameters()).device
-    codes = []
+    found = []
     with torch.no_grad():
         for start in range(0, len(images), group):
             chosen = None if classes is None else classes[start : start + group].to(device)
-            codes.append(average.encode(images[start : start + group].to(device), chosen)[0].float().cpu())  # type: ignore[operator]
-    return torch.cat(codes)
+            mean, log_variance = average.encode(images[start : start + group].to(device), chosen)  # type: ignore[operator]
+            found.append(torch.stack([mean.float(), log_variance.float().exp()]).cpu())
+    means, variances = torch.cat(found, 1)
+    return means, variances
