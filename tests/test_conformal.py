@@ -120,6 +120,13 @@ def test_the_method_follows_from_the_number_of_patients_and_is_named(count, meth
     assert ("90% certainty" in found.words()) == (count == 50)
 
 
+def test_what_so_few_patients_cannot_promise_is_not_promised():
+    perfect = [np.zeros(len(FACTORS))] * 12
+    found = calibrate(perfect, alpha=0.05)  # 1 / 13 > .05
+    assert math.isinf(found.factor) and "no factor" in found.words() and "lie inside" not in found.words()
+    assert calibrate([np.zeros(len(FACTORS))] * 60, alpha=0.03).method == "conformal risk control"
+
+
 def test_a_patient_without_voxels_is_refused():
     nothing = np.zeros(0)
     with pytest.raises(ValueError, match="leave the patient out"):

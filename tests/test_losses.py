@@ -298,7 +298,7 @@ def test_errors_of_a_translation_are_means_over_what_counts(shape):
     assert losses.edges(made, real, weight).item() == pytest.approx(np.mean(expected))
     similar = []
     for image in np.ndindex(a.shape[:2]):
-        _, found = structural_similarity(a[image], b[image], win_size=7, data_range=2.0, full=True)
+        _, found = structural_similarity(a[image] + 1.0, b[image] + 1.0, win_size=7, data_range=2.0, full=True)
         inner = (slice(3, -3),) * (a.ndim - 2)
         similar.append(found[inner][w[image][inner] > 0])
     assert losses.structural(made, real, weight).item() == pytest.approx(1.0 - np.concatenate(similar).mean(), abs=1e-5)
@@ -318,6 +318,13 @@ def test_a_perfect_translation_has_no_error_and_what_does_not_count_no_gradient(
     assert (gradient[..., 5 + reach :] == 0).all() and (gradient[..., :5] != 0).any()
     if name != "structural":  # computed in float32
         assert torch.autograd.gradcheck(lambda x: loss(x, real, weight), made)
+
+
+@pytest.mark.parametrize("grey", [-0.9, -0.5, -0.05, 0.0, 0.3, 0.8])
+def test_a_shift_of_all_values_costs_little_structure_at_every_grey_level(grey):
+    random = torch.Generator().manual_seed(0)
+    real = grey + 0.1 * torch.randn((2, 1, 24, 24), generator=random)
+    assert 0.0 <= losses.structural(real + 0.06, real, torch.ones(())).item() < 0.15
 
 
 def test_images_smaller_than_a_window_have_no_structural_error():

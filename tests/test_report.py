@@ -125,7 +125,7 @@ METRICS = {
     "verdict": ["The synthetic images resemble the real ones in shape, but a program can still tell them apart.", "No copies of training images were found by the measures used."],
     "not_checked": ["Whether radiologists can tell them apart was not asked.", "Lesions were not looked at."],
 }  # fmt: skip
-RUN = {"version": "0.1.0", "request": {"minutes": 10.0, "labels": "/data/radiology7/labels.csv", "modality": None, "count": None, "format": "png", "seed": 7},
+RUN = {"version": "0.1.0", "request": {"minutes": 10.0, "labels": "/data/radiology7/labels.csv", "modality": None, "count": None, "seed": 7},
        "plan": ["64 pixels, because 10 minutes on this machine allow no more."],
        "stages": {"prepare": {"planned_s": 20, "seconds": 14.2}, "train": {"planned_s": 480, "seconds": 471.0}, "synthesize": {"planned_s": 40, "seconds": 33.0},
                   "evaluate": {"planned_s": 60, "seconds": 71.5}}}  # fmt: skip
@@ -230,7 +230,7 @@ def test_every_section_of_a_whole_folder_has_its_content(whole):
     seen = read(whole)
     for expected in [*page.SECTIONS.values(), "SYNTHETIC, not for diagnosis", "Synthetic scans from 32 scans", MODEL, "2026-11-22", "by patient: no patient is on two sides",
                   "Intensity (arbitrary units)", "Share of pixels (%, log.)", "Training images seen (thousands)", "R1 + R2 weight γ, start", "8.0 min", "24 pixels: the largest",
-                  "expected pixel data, found none", "localizer", "scansmith run SCANS OUT --minutes 10 --format png --labels TABLE.csv --seed 7", "(0008,001C)", "Synthetic Data", *RUN["plan"]]:  # fmt: skip
+                  "expected pixel data, found none", "localizer", "scansmith run SCANS OUT --minutes 10 --labels TABLE.csv --seed 7", "(0008,001C)", "Synthetic Data", *RUN["plan"]]:  # fmt: skip
         assert expected in seen.text, expected
 
 

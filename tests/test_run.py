@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
+import inspect
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
+import scansmith
 from scansmith import phantom, run, train
 from scansmith.runtime import Interrupted
 from scansmith.train import loop, probe
@@ -145,6 +149,19 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_ends_with_the_same_bits(scans
             assert b"secret-name" not in path.read_bytes(), path
 
 
+def test_the_commands_on_the_page_are_commands(done):
+    out, _ = done
+    page = html.unescape((out / "report.html").read_text())
+    found = [
+        line.split() for line in page.splitlines() if "scansmith " in line and re.search(r"(^|>)scansmith \w+ ", line)
+    ]
+    verbs = [words[words.index(next(w for w in words if w.endswith("scansmith"))) + 1] for words in found]
+    assert verbs == ["run", "prepare", "train", "synthesize", "evaluate", "report"]
+    for verb, words in zip(verbs, found):
+        known = {name.rstrip("_").replace("_", "-") for name in inspect.signature(getattr(scansmith, verb)).parameters}
+        assert {word[2:] for word in words if word.startswith("--")} <= known, words
+
+
 # ------------------------------------------------------------------------------------------------ volumes
 
 
@@ -155,11 +172,13 @@ def test_whole_volumes_are_learned_made_and_judged_where_the_plan_says_so(tmp_pa
     assert any("voxels (stored: " in sentence for sentence in result["plan"])
     made = [nibabel.load(path) for path in (out / "images").rglob("*.nii.gz")]
     grid = json.loads((out / "train" / "result.json").read_text())["grid"]
-    assert len(made) == 8 and len(grid) == 3 and all(sorted(volume.shape) <= sorted(grid) for volume in made)
+    box = json.loads((out / "model" / "config.json").read_text())["grid"]["box"]
+    assert len(made) == 8 and len(grid) == 3 and all(sorted(volume.shape) == sorted(box) for volume in made)
     page = (out / "report.html").read_text()
     for words in ("Volumes (3-D)", "Voxel size", "Of each volume its middle slice is shown", "three central slices"):
         assert words in page
-    with pytest.raises(ValueError, match="another --plan"):
+    assert "single slice" not in page and page.count("--plan &#39;{&#34;dimensions&#34;: 3}&#39;") == 2
+    with pytest.raises(ValueError, match=r"plan .*dimensions"):
         run(scans, out, minutes=MINUTES, count=8)
 
 

@@ -109,5 +109,7 @@ def test_other_shapes_and_an_empty_mask_are_refused():
     real, made, mask = scans((30, 40))
     with pytest.raises(ValueError, match="of one shape"):
         synthrad2023(real, made[:20], mask)
+    with pytest.raises(ValueError, match="sides of 7 voxels"):
+        synthrad2023(real[:5], made[:5], mask[:5])
     with pytest.raises(ValueError, match="found an empty one"):
         synthrad2025(real, made, np.zeros_like(mask))

@@ -147,7 +147,7 @@ def test_probe_times_real_steps_and_plans_the_images_that_fit():
     probed = Probe(recipe, step_s=0.5, reasons=("why",))
     assert probed.images_in(100.0) == 8 * 190  # 95 s of 0.5 s steps of 8 images
     planned, reasons = probed.lasting(1520)
-    assert planned.images == 1520 and reasons[0] == "why" and "1,520 images" in reasons[1]
+    assert planned.images == 1520 and reasons[0] == "why" and "1,520 images" in reasons[2]
 
 
 def test_the_probe_takes_the_fastest_candidate_and_leaves_out_what_fails(monkeypatch):
@@ -211,6 +211,14 @@ def test_unbalanced_classes_are_drawn_by_the_square_root_of_their_counts():
     recipe = replace(TINY, batch=2000)
     share = np.mean(data.positions(recipe, 0) < 10)
     assert share == pytest.approx(10**0.5 / (10**0.5 + 1000**0.5), abs=0.02)
+
+
+def test_what_a_plan_says_of_the_number_of_images_follows_the_dataset():
+    recipe = replace(TINY, train_images=336, augment=augmentation_strength(336))
+    counted = Probe(recipe, 1.0, ()).learning(115)
+    assert (counted.recipe.train_images, counted.recipe.augment) == (115, augmentation_strength(115))
+    assert any("for 115 training images" in words for words in counted.lasting(640)[1])
+    assert Probe(replace(recipe, augment=0.3), 1.0, ()).learning(115).recipe.augment == 0.3  # chosen by somebody
 
 
 def test_what_is_settled_with_is_the_mixture_that_training_draws_though_a_dataset_lies_in_order_of_folders():
@@ -633,9 +641,13 @@ def test_images_of_another_shape_go_onto_the_grid_of_the_model_that_is_started_f
     result = train(opened, tmp_path / "run", minutes=0.02, images=64, from_=run)
     assert result["grid"] == [16, 16]
     assert any("100% of the generator's weights, 100% of the discriminator's" in words for words in result["plan"])
-    assert any(
-        "16 x 16 pixels (stored: 20 x 30): as the model that is started from" in words for words in result["plan"]
-    )
+    held = "16 x 16 pixels (stored: 20 x 30, images as 11 x 16 in it): as the model that is started from"
+    assert any(held in words for words in result["plan"])
+    again = train(opened, tmp_path / "again", minutes=0.02, images=64, from_=run, side=16, size="tiny")
+    assert again["grid"] == [16, 16] and any("size tiny" in words and "as asked" in words for words in again["plan"])
+    narrow = shaped(tmp_path / "narrow", made, (1, 20, 200))
+    with pytest.raises(ValueError, match="would fill 12% of its grid of 16 x 16: start from another model"):
+        train(narrow, tmp_path / "refused", minutes=0.02, images=64, from_=run)
     assert Grid.from_json(json.loads((tmp_path / "run" / "model" / "config.json").read_text())["grid"]).box == (11, 16)
 
 
@@ -645,15 +657,16 @@ def test_a_model_of_the_size_of_the_other_is_made_and_one_of_other_dimensions_re
     result = train(opened, tmp_path / "run", minutes=0.02, images=64, from_=tmp_path / "small")
     assert any("size small" in words and "as the model that is started from" in words for words in result["plan"])
     volumes = shaped(tmp_path / "volumes", opened, (1, 16, 16, 16))
-    with pytest.raises(ValueError, match=r"expected a model of 3-D images to start from .* found one of 2-D"):
-        train(volumes, tmp_path / "other", minutes=0.02, images=64, from_=run)
+    for side in ({}, {"side": 16}):
+        with pytest.raises(ValueError, match=r"expected a model of 3-D images to start from .* found one of 2-D"):
+            train(volumes, tmp_path / "other", minutes=0.02, images=64, from_=run, **side)
 
 
 @pytest.mark.parametrize("change", [{"size": "small"}, {"recipe": "dcgan"}, {"side": 32}])
 def test_from_a_model_of_other_networks_is_refused_with_the_way_out(trained, tmp_path, change):
     _, run = trained
     opened = make_dataset(tmp_path / "larger", side=32)
-    with pytest.raises(ValueError, match="use the same --side, --size and --recipe"):
+    with pytest.raises(ValueError, match="leave out --side and --size, and use the same --recipe"):
         train(opened, tmp_path / "run", **{"minutes": 0.02, "images": 64, "from_": run, **change})
     with pytest.raises(ValueError, match="give the folder that 'scansmith train' wrote"):
         train(opened, tmp_path / "other", minutes=0.02, images=64, from_=tmp_path)

@@ -48,6 +48,8 @@ class Calibration:
         """What is promised, for people."""
         if self.method == "uncalibrated":
             return f"uncalibrated: of {FEWEST} calibration patients that are needed there are {self.patients}, so the bounds promise nothing"
+        if math.isinf(self.factor):
+            return f"{self.method} on {self.patients} patients: no factor up to {FACTORS[-1]:g} covers {1.0 - self.alpha:.0%} of a new patient's voxels, so the bounds promise nothing"
         certainty = "" if self.delta is None else f", with {1.0 - self.delta:.0%} certainty"
         return (
             f"{self.method} on {self.patients} patients: {1.0 - self.alpha:.0%} of the voxels of a new patient of the same kind lie "
@@ -86,7 +88,8 @@ def losses(true: np.ndarray, lower: np.ndarray, middle: np.ndarray, upper: np.nd
 
 
 def calibrate(patients: Sequence[np.ndarray], alpha: float = 0.1, delta: float = 0.1) -> Calibration:
-    """The method that the number of patients allows, and its factor.
+    """The method that the number of patients allows, and its factor: none below 10, from 50 on risk-controlling prediction
+    sets, unless alpha is so small that with so many patients they have no finite answer; else conformal risk control.
 
     Args:
         patients: `losses` of each, in an order that does not depend on them.
@@ -95,7 +98,7 @@ def calibrate(patients: Sequence[np.ndarray], alpha: float = 0.1, delta: float =
     count = len(patients)
     if count < FEWEST:
         return Calibration("uncalibrated", 1.0, count, alpha)
-    if count < FEWEST_RCPS:
+    if count < FEWEST_RCPS or upper_bounds(np.zeros((count, 1)), delta)[0] >= alpha:
         return Calibration("conformal risk control", risk_control(np.stack(patients), alpha), count, alpha)
     return Calibration(
         "risk-controlling prediction sets", risk_controlling_sets(np.stack(patients), alpha, delta), count, alpha, delta

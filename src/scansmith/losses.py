@@ -164,7 +164,7 @@ def structural(made: Tensor, real: Tensor, weight: Tensor) -> Tensor:
     if min(made.shape[2:]) < WINDOW:
         return made.sum() * 0.0
     pool = (F.avg_pool2d, F.avg_pool3d)[spatial - 2]
-    made, real = made.float(), real.float()
+    made, real = made.float() + 1.0, real.float() + 1.0  # above 0, or luminance means nothing about grey 0
 
     def mean(x: Tensor) -> Tensor:
         return pool(x, WINDOW, stride=1)

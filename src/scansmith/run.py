@@ -102,6 +102,17 @@ class Job:
         choices = choices_of(self.plan)
         return Request(self.labels, modality=self.modality, max_side=MOST_SIDE, seed=self.seed, choices=choices)
 
+    def choices(self) -> dict[str, Any] | None:
+        """What --plan says, as `prepare` understands it; a table of splits without its path."""
+        from .prepare.overrides import choices_of
+
+        made = choices_of(self.plan).made()
+        if "fractions" in made:
+            made["fractions"] = dict(made["fractions"])
+        if "splits" in made:
+            made["splits"] = "TABLE.csv"
+        return json.loads(json.dumps(made)) or None
+
     def request(self) -> dict[str, Any]:
         """What decides the result, without paths: a second call must ask for the same to go on."""
         from .prepare.write import request_of
@@ -111,6 +122,7 @@ class Job:
             "minutes": self.minutes,
             "labels": self.labels if self.labels in ("auto", "none") else "table",
             "modality": self.modality,
+            "plan": self.choices(),
             "count": self.count,
             "seed": self.seed,
         }
@@ -140,7 +152,7 @@ def earlier_state(job: Job) -> dict[str, Any]:
         )
     if earlier.get("scans") != request["scans"]:
         raise ValueError(
-            f"expected the scans that the run in {job.out} was started with, found other or changed files, or another --plan: {way_out}"
+            f"expected the scans that the run in {job.out} was started with, found other or changed files: {way_out}"
         )
     return state
 
@@ -250,7 +262,13 @@ def task_of(found: Plan) -> Task:
     from .train.probe import Task
 
     size = (found.height, found.width) if found.depth is None else (found.depth, found.height, found.width)
-    return Task(found.channels, size, len(found.labels), max(1, round(TRAIN_SHARE * found.images)))
+    return Task(found.channels, size, len(found.labels), training_images(found))
+
+
+def training_images(found: Plan) -> int:
+    """About how many images there will be to learn from."""
+    share = dict(found.fractions or ()).get("train", TRAIN_SHARE)
+    return max(1, round(share * found.images))
 
 
 def describe(job: Job, found: Plan, probed: Probe) -> tuple[list[str], dict[str, float]]:
@@ -276,7 +294,7 @@ def stage_budget(job: Job, found: Plan, shape: tuple[int, ...]) -> dict[str, flo
 
     `shape`: of one synthetic image, or of a volume, of which three slices are compared.
     """
-    scans = synthetic_count(job.count, round(TRAIN_SHARE * found.images))
+    scans = synthetic_count(job.count, training_images(found))
     compared, voxels = min(scans, 2000), math.prod(shape)
     looked_at = voxels if len(shape) == 2 else 3 * max(shape) ** 2
     budget = {

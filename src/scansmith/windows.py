@@ -20,6 +20,7 @@ def predict(
     patch: Sequence[int],
     overlap: float = 0.5,
     batch: int = 4,
+    step: int = 1,
     where: Tensor | None = None,
     fill: float = -1.0,
 ) -> Tensor:
@@ -31,6 +32,8 @@ def predict(
         patch: sides of a window; where the image is smaller it is padded with `fill`.
         overlap: share of a window that the next one covers too, 0 to below 1.
         batch: windows at a time.
+        step: a network that halves its input d times gives shifted windows the same output only if they are shifted by
+            multiples of 2**d: windows then begin at multiples of this, and the image is padded to one.
         where: bool (*spatial), what is wanted; windows without any of it are not computed.
         fill: value around the image.
 
@@ -38,14 +41,18 @@ def predict(
         (K, *spatial) float32; `fill` where no window was computed.
 
     Raises:
-        ValueError: a patch of other dimensions, or an overlap out of range.
+        ValueError: a patch of other dimensions or no multiple of `step`, an overlap or a batch out of range, nothing wanted.
     """
     size = image.shape[1:]
-    if len(patch) != len(size) or not 0.0 <= overlap < 1.0:
+    if len(patch) != len(size) or any(side < 1 or side % step for side in patch):
         raise ValueError(
-            f"expected a patch of {len(size)} sides and an overlap from 0 to below 1, found {tuple(patch)} and {overlap}"
+            f"expected a patch of {len(size)} sides, multiples of {step}, found {tuple(patch)}: give another patch"
         )
-    padded = [max(side, window) for side, window in zip(size, patch)]
+    if not 0.0 <= overlap < 1.0 or batch < 1:
+        raise ValueError(
+            f"expected an overlap from 0 to below 1 and a batch of 1 or more, found {overlap} and {batch}: give others"
+        )
+    padded = [max(-(-side // step) * step, window) for side, window in zip(size, patch)]
     if padded != list(size):
         whole = image.new_full((len(image), *padded), fill)
         inside = tuple(slice((large - side) // 2, (large - side) // 2 + side) for large, side in zip(padded, size))
@@ -54,9 +61,11 @@ def predict(
         if where is not None:
             wanted = where.new_zeros(padded)
             wanted[inside] = where
-        return predict(network, whole, patch, overlap, batch, wanted, fill)[(slice(None), *inside)]
+        return predict(network, whole, patch, overlap, batch, step, wanted, fill)[(slice(None), *inside)]
     total, weights, weight = None, torch.zeros(padded, device=image.device), blend(patch, image.device)
-    corners = (corner for corner in grid(size, patch, overlap) if where is None or where[window(corner, patch)].any())
+    corners = (
+        corner for corner in grid(size, patch, overlap, step) if where is None or where[window(corner, patch)].any()
+    )
     while some := list(islice(corners, batch)):
         with torch.inference_mode():
             made = network(torch.stack([image[(slice(None), *window(corner, patch))] for corner in some])).float()
@@ -76,12 +85,16 @@ def window(corner: Corner, patch: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(first, first + side) for first, side in zip(corner, patch))
 
 
-def grid(size: Sequence[int], patch: Sequence[int], overlap: float) -> Iterator[Corner]:
-    """First voxels of the fewest evenly spaced windows that cover the image and overlap by that share at least."""
+def grid(size: Sequence[int], patch: Sequence[int], overlap: float, step: int = 1) -> Iterator[Corner]:
+    """First voxels, multiples of `step`, of evenly spaced windows that cover the image and overlap by that share at least.
+
+    Where windows cannot overlap so much, since one step is more, they lie a step apart.
+    """
     axes = []
     for side, length in zip(size, patch):
-        steps = math.ceil((side - length) / max(1.0, length * (1.0 - overlap)))
-        axes.append([round(step * (side - length) / max(steps, 1)) for step in range(steps + 1)])
+        stride = max(step, math.floor(length * (1.0 - overlap) + 1e-9) // step * step)
+        count = -(-(side - length) // stride)
+        axes.append([number * (side - length) // max(count, 1) // step * step for number in range(count + 1)])
     return product(*axes)
 
 

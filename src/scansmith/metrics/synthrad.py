@@ -32,10 +32,17 @@ def synthrad2023(reference: np.ndarray, output: np.ndarray, mask: np.ndarray) ->
         reference, output: of one shape, (H, W) or (D, H, W), HU.
         mask: true where it counts.
 
+    Returns:
+        "ssim" is nan where the mask lies in the outer 3 voxels alone, of which no window is whole.
+
     Raises:
-        ValueError: shapes differ, or the mask is empty.
+        ValueError: shapes differ, the mask is empty, or a side is shorter than the window of 7 voxels.
     """
     inside = checked(reference, output, mask)
+    if min(reference.shape) < WINDOW:
+        raise ValueError(
+            f"expected sides of {WINDOW} voxels at least, found {reference.shape}: compare the slices instead"
+        )
     real, made = clipped(reference, output, inside, TOP_2023)
     _, similar = structural_similarity(real, made, win_size=WINDOW, data_range=TOP_2023 - AIR, full=True)
     return {
@@ -50,7 +57,10 @@ def synthrad2025(reference: np.ndarray, output: np.ndarray, mask: np.ndarray) ->
 
     Its MS-SSIM counts luminance at every scale, where Wang 2003 counts it at the coarsest alone: see `ms_ssim` for that.
 
-    Args, Raises: as for `synthrad2023`.
+    Args: as for `synthrad2023`. "ms_ssim" is nan where the mask has no voxel left at the coarsest scale.
+
+    Raises:
+        ValueError: shapes differ, or the mask is empty.
     """
     inside = checked(reference, output, mask)
     real, made = clipped(reference, output, inside, TOP_2025)

@@ -1,7 +1,8 @@
 """A residual U-Net that turns one image into another, with bounds: full resolution kept by skips, no limit on the output.
 
-Ronneberger 2015 gave the layout. Batch norm, not instance norm: in use it is a fixed scale per channel, so that a window of an image
-gets the output that the whole image would, and neither the share of air in a window nor its neighbours move a value.
+Ronneberger 2015 gave the layout. Batch norm, not instance norm: in use it is a fixed scale per channel, so that neither the share of
+air in a window of an image nor its neighbours move a value; but for its border a window that begins at a multiple of
+2**doublings gets the output that the whole image would.
 """
 
 from __future__ import annotations

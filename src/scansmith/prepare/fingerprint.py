@@ -280,6 +280,10 @@ def _chosen(
             "expected no percentiles in the plan for CT, whose HU mean the same in every scan: give a window such as [-160, 240]"
         )
     stored, neighbours, dimension_words = _dimensions(looks, scans, wished)
+    if stored == 3 and len(scans) < LEAST_IMAGES:
+        raise ValueError(
+            f"expected at least {LEAST_IMAGES} volumes to learn from, found {len(scans)}: add more scans, or let their slices be learned (dimensions 2)"
+        )
     if wished.depth is not None and stored != 3:
         raise ValueError("expected dimensions 3 in the plan for a depth, found that slices are stored: give both")
     crop, crop_words = _crop(looks, kind, dimensions, wished)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -655,7 +657,9 @@ def limits(folder: RunFolder) -> dict[str, Any]:
         "scorecard": scorecard(folder),
         "cite": cite + ".",
         "format": str(folder.images.get("format") or ""),
-        "slices": folder.dataset is not None and folder.dataset.info.get("dimensions") == 3,
+        "slices": folder.dataset is not None
+        and folder.dataset.info.get("dimensions") == 3
+        and len(folder.dataset.shape) == 3,
     }
 
 
@@ -682,20 +686,11 @@ def scorecard(folder: RunFolder) -> list[dict[str, str]]:
 def again(folder: RunFolder) -> dict[str, Any]:
     """Commands, versions, seed and hashes."""
     seed, asked = seed_of(folder), request(folder)
-    plain = {
-        name: asked.get(name)
-        for name in ("minutes", "modality", "count", "format")
-        if asked.get(name) not in (None, "auto")
-    }
     labels = {"auto": None, "none": "none"}.get(
         str(asked.get("labels", "auto")), "TABLE.csv"
     )  # never the table's own path
-    options = {**plain, "labels": labels, "seed": seed}
-    flags = "".join(
-        f" --{name} {value:g}" if isinstance(value, float) else f" --{name} {value}"
-        for name, value in options.items()
-        if value is not None
-    )
+    plan = shlex.quote(json.dumps(asked["plan"])) if asked.get("plan") else None
+    found = {"modality": asked.get("modality"), "labels": labels, "plan": plan}
     made = folder.images.get("count") or len(folder.synthetic_files)
     recorded = folder.run.get("versions")
     versions = (
@@ -708,9 +703,22 @@ def again(folder: RunFolder) -> dict[str, Any]:
         "Synthetic images": made or None,
     }  # fmt: skip
     return {
-        "command": "scansmith run SCANS OUT" + flags, "count": f" --count {made}" if made else "", "seed": "" if seed is None else f" --seed {seed}",
+        "command": "scansmith run SCANS OUT" + flags({"minutes": asked.get("minutes"), "count": asked.get("count"), **found, "seed": seed}),
+        "stages": [
+            f"scansmith prepare SCANS OUT/dataset{flags({**found, 'seed': seed})}",
+            f"scansmith train OUT/dataset OUT/train{flags({'minutes': folder.run.get('training_minutes'), 'seed': seed})}",
+            f"scansmith synthesize OUT/train/model OUT/images{flags({'count': made or None, 'seed': seed})}",
+            f"scansmith evaluate OUT/dataset OUT/images OUT{flags({'seed': seed})}",
+            "scansmith report OUT",
+        ],
         "versions": versions, "recorded": isinstance(recorded, dict), "facts": {term: fact for term, fact in facts.items() if fact is not None},
     }  # fmt: skip
+
+
+def flags(options: dict[str, Any]) -> str:
+    """ " --minutes 10 --seed 7"; what is None is left out."""
+    given = {name: f"{value:g}" if isinstance(value, float) else value for name, value in options.items()}
+    return "".join(f" --{name} {value}" for name, value in given.items() if value is not None)
 
 
 def installed_versions() -> dict[str, str]:

@@ -24,6 +24,7 @@ FIRST = {2: 64, 3: 32}  # the grid that is timed first
 # A grid is taken only if the minutes show this many images per pixel of its longer side: below, sharper is not better.
 # Measured at 64 px: 20,000 hands are recognisable, with different poses (docs/log.md).
 IMAGES_PER_PIXEL = 20_000 / 64
+LIKE = "as the model that is started from"
 IMAGES_A_TICK = 4000  # at least, above FEWEST_TICKS: measuring takes about as long as training on a hundred images
 FEWEST_TICKS = 6
 OVERHEAD = 0.05  # share of the training time that ticks take: samples, features, sheet, checkpoint
@@ -84,13 +85,23 @@ class Probe:
         """Images that so many seconds of training show, ticks taken off."""
         return int(seconds * (1.0 - OVERHEAD) / self.step_s) * self.recipe.batch
 
+    def learning(self, train_images: int) -> Probe:
+        """The same for so many training images: `run` probes before they are counted."""
+        recipe = replace(self.recipe, train_images=train_images)
+        if self.recipe.augment == augmentation_strength(self.recipe.train_images):
+            recipe = replace(recipe, augment=augmentation_strength(train_images))
+        return replace(self, recipe=recipe)
+
     def lasting(self, images: int) -> tuple[Recipe, list[str]]:
         """The whole recipe for a run of `images`, at least one step per tick, and all reasons."""
         ticks = min(self.recipe.ticks, max(FEWEST_TICKS, images // IMAGES_A_TICK))
         recipe = replace(self.recipe, images=max(images, ticks * self.recipe.batch), ticks=ticks)
         times = recipe.images / max(recipe.train_images, 1)
+        augmented = f"{penalty_words(recipe)}; augmentation up to {recipe.augment:.2f} for {recipe.train_images:,} training images"
+        if recipe.objective != "synthesis":
+            augmented = "no discriminator: nothing is augmented"
         length = f"{recipe.images:,} images shown ({times:.0f} times each of {recipe.train_images:,}), about {recipe.images / self.recipe.batch * self.step_s / 60:.1f} min at {self.recipe.batch / self.step_s:.0f} images/s"
-        return recipe, [*self.reasons, length, expectation(recipe)]
+        return recipe, [*self.reasons, augmented, length, expectation(recipe)]
 
 
 def expectation(recipe: Recipe) -> str:
@@ -115,6 +126,7 @@ def probe(
     device: torch.device,
     size: str = "auto",
     processes: int = 1,
+    size_words: str = "",
 ) -> Probe:
     """Settle all but the length of a run by timing real steps, within about 2 % of the time: 12 s at most, in runs of half an hour
     or more a minute, since compiling is tried there.
@@ -125,6 +137,7 @@ def probe(
         side: longest side of the training grid; None lets the minutes decide.
         size: of the networks; "auto" lets the minutes decide.
         processes: that share each batch.
+        size_words: why the networks have that size; default: as asked.
 
     Raises:
         ValueError: what is asked for does not fit into memory.
@@ -160,13 +173,10 @@ def probe(
     grid, shown = task.grid(recipe.target), recipe.batch / step_s * seconds * (1.0 - OVERHEAD)
     memory.refuse_if_too_large(recipe, task.channels, grid, task.classes, device, processes)
     needs = memory.needed(recipe, task.channels, grid, task.classes, processes, device.type)
-    asked = "as the model that is started from" if task.like else "as asked"
+    held = f", images as {' x '.join(map(str, grid.box))} in it" if grid.box != grid.shape else ""
     reasons += [
-        f"{' x '.join(map(str, grid.shape))} {'pixels' if grid.dimensions == 2 else 'voxels'} (stored: {' x '.join(map(str, task.size))}): {asked if side else reason_for(recipe.target, shown)}",
-        f"size {recipe.size} ({recipe.generator}, width {recipe.width}): {asked if size != 'auto' else 'the largest that the minutes show enough images'}; batch {recipe.batch}; needs about {needs / 2**30:.1f} GB of memory",
-        f"{penalty_words(recipe)}; augmentation up to {recipe.augment:.2f} for {task.train_images:,} training images"
-        if recipe.objective == "synthesis"
-        else "no discriminator: nothing is augmented",
+        f"{' x '.join(map(str, grid.shape))} {'pixels' if grid.dimensions == 2 else 'voxels'} (stored: {' x '.join(map(str, task.size))}{held}): {(LIKE if task.like else 'as asked') if side else reason_for(recipe.target, shown)}",
+        f"size {recipe.size} ({recipe.generator}, width {recipe.width}): {(size_words or 'as asked') if size != 'auto' else 'the largest that the minutes show enough images'}; batch {recipe.batch}; needs about {needs / 2**30:.1f} GB of memory",
     ]
     return Probe(recipe, step_s, tuple(reasons))
 

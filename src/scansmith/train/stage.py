@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -24,12 +25,13 @@ from .feed import Images
 from .objective import Objective
 from .objectives import OBJECTIVES
 from .parallel import Group, join
-from .probe import Probe, Task, probe
+from .probe import LIKE, Probe, Task, probe
 from .recipes import RECIPES, Recipe
 from .start import model_folder as start_folder
 from .start import warm_start
 
 FEWEST_TRAINING = 4
+LEAST_FILLED = 0.4  # of the grid of a model that is started from
 SLACK = 1.08  # of the planned time, before the tail of a run is cut
 
 
@@ -62,18 +64,26 @@ class Wish:
         return {**said, "recipe": base.name, "from": start, "data": data.info["hash"]}
 
     def task(self, data: Dataset) -> Task:
-        """What is to be learned; on the grid of the model that is started from, unless a side is wished.
+        """What is to be learned; on the grid of the model that is started from, unless another side is wished.
 
         Raises:
-            ValueError: too few training images, or slices for a model of volumes, or the other way round.
+            ValueError: too few training images, slices for a model of volumes or the other way round, or images of another shape.
         """
         task = task_of(data)
-        if self.start is None or self.side is not None:
+        if self.start is None:
             return task
-        like = Grid.from_json(model.load(start_folder(self.start)).config["grid"])
+        config = model.load(start_folder(self.start)).config
+        like = Grid.from_json(config["grid"])
         if like.dimensions != len(task.size):
             raise ValueError(
                 f"expected a model of {len(task.size)}-D images to start from in {self.start}, found one of {like.dimensions}-D: prepare both alike"
+            )
+        if self.side not in (None, like.side, config["recipe"]["target"]):
+            return task
+        held = replace(task, like=like).grid(like.side)
+        if math.prod(held.box) < LEAST_FILLED * held.pixels:
+            raise ValueError(
+                f"expected images shaped as those of the model in {self.start}, found that {' x '.join(map(str, task.size))} would fill {math.prod(held.box) / held.pixels:.0%} of its grid of {' x '.join(map(str, held.shape))}: start from another model"
             )
         return replace(task, like=like)
 
@@ -83,7 +93,8 @@ class Wish:
         if self.start:
             other = model.load(start_folder(self.start)).config["recipe"]
             side, size = side or other["target"], other["size"] if size == "auto" else size
-        return probe(base, task, 60.0 * self.minutes, side, group.device, size, group.size)
+        words = LIKE if self.start and self.size == "auto" else ""
+        return probe(base, task, 60.0 * self.minutes, side, group.device, size, group.size, words)
 
 
 def run_training(
@@ -104,6 +115,7 @@ def run_training(
         if earlier and (run / "result.json").is_file() and (model_folder / "config.json").is_file():
             return {"model": str(model_folder), **json.loads((run / "result.json").read_text())}  # finished before
         task = wish.task(data)
+        probed = probed and probed.learning(task.train_images)
         if group.main and not earlier and not probed:
             probed = wish.probed(base, task, group)
         grid = task.grid(group.agree(earlier[0].target if earlier else probed.recipe.target if probed else None))

@@ -45,7 +45,7 @@ def warm_start(objective: Objective, start: Path) -> str:
     share = copy_fitting(network, dict(other.generator.state_dict()), columns=True) if related else 0.0
     if share < LEAST:
         raise ValueError(
-            f"expected a model whose networks fit this run in {start}, found that {share:.0%} of the weights do: use the same --side, --size and --recipe"
+            f"expected a model whose networks fit this run in {start}, found that {share:.0%} of the weights do: leave out --side and --size, and use the same --recipe"
         )
     taken = f"started from another model: {share:.0%} of the {objective.model}'s weights"
     checkpoint = folder.parent / CHECKPOINT
