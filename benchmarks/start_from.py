@@ -48,7 +48,9 @@ def earlier(name: str, shared: Path, out: Path, known: dict[str, Any], minutes: 
     data, run = source(name, shared, out), out / f"before-{name}"
     recipe = settled(RECIPES[OURS], known["machine"], data, SIDE)
     images = images_in(minutes, recipe, known["step_s"][OURS])
-    train(Arm(run, with_ticks(recipe, minutes), images, 0), data, device)
+    trained = train(Arm(run, with_ticks(recipe, minutes), images, 0), data, device)
+    if "failed" in trained:
+        sys.exit(f"{run.name}: {trained['failed']}")
     return run
 
 
@@ -62,7 +64,9 @@ def table(found: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
         for name, runs in starts.items():
             cells = [over_seeds(column, [run[column]["value"] for run in runs]) for column in COLUMNS]
             lines.append(f"| {minutes} | {STARTS[name]} | {len(runs)} | {' | '.join(cells)} |")
-    floor = next(run for starts in found.values() for runs in starts.values() for run in runs)
+    floor = next((run for starts in found.values() for runs in starts.values() for run in runs), None)
+    if floor is None:
+        return "every training failed\n"
     cells = [over_seeds(column, [floor[column]["floor"]]) for column in COLUMNS]
     return "\n".join([*lines, f"| | real images | | {' | '.join(cells)} |"]) + "\n"
 
@@ -79,6 +83,9 @@ def main() -> None:
     parser.add_argument("--rates", type=Path, help="rates.json that was measured before; default: OUT/rates.json")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
+    names = [name.strip() for name in options.only.split(",")]
+    if unknown := sorted(set(names) - set(STARTS)):
+        parser.error(f"--only takes {', '.join(STARTS)} with commas between; found {', '.join(unknown)}")
     device = choose_device(options.device)
     whole = options.out / "datasets" / "abdomen"
     if not (whole / "dataset.json").is_file():
@@ -89,7 +96,7 @@ def main() -> None:
     judge = Judge(data, recipe, device)
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for minutes in options.minutes.split(","):
-        found[minutes] = {name: [] for name in options.only.split(",")}
+        found[minutes] = {name: [] for name in names}
         for seed in range(options.seeds):
             for name, runs in found[minutes].items():
                 start = earlier(name, options.shared, options.out, known, options.before, options.device)
@@ -98,7 +105,10 @@ def main() -> None:
                 path = run / "measured.json"
                 if not path.is_file():
                     arm = Arm(run, with_ticks(recipe, float(minutes)), images, seed, start)
-                    train(arm, data, options.device)
+                    trained = train(arm, data, options.device)
+                    if "failed" in trained:
+                        print(f"{run.name}: {trained['failed']}", file=sys.stderr, flush=True)
+                        continue
                     write_json(path, judge.judge(model.load(run / "model").generator))
                 runs.append(json.loads(path.read_text()))
                 print(f"{run.name} done", file=sys.stderr, flush=True)
