@@ -41,8 +41,8 @@ from PIL import Image as Picture
 from scansmith import anatomy, formats
 from scansmith.formats.write import Marking
 from scansmith.intensity import IntensityMap
-from scansmith.prepare.slices import Placement, cut
-from scansmith.prepare.volumes import place_volume
+from scansmith.preprocess.slices import Placement, cut
+from scansmith.preprocess.volumes import place_volume
 
 try:
     import torchio

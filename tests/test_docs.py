@@ -19,10 +19,11 @@ from pathlib import Path
 import pytest
 
 import scansmith
-from scansmith import cli, dataset, formats, image, metrics, networks, preprocess
+from scansmith import cli, dataset, formats, image, metrics, networks
 from scansmith.evaluate import words
 from scansmith.metrics import prdc, radiomics, random_conv
 from scansmith.prepare import copies, fingerprint, overrides, split
+from scansmith.preprocess import crop, dimensions
 from scansmith.run import STAGES
 from scansmith.train import kinds, probe, recipes
 
@@ -311,8 +312,8 @@ def test_the_pages_name_the_limits_that_the_code_uses():
         f"at most {copies.FARTHEST} of 64 bits" in prepared and f"correlation of at least {copies.SAME:g}" in prepared
     )
     assert f"more than {copies.MOST_IN_ONE:.0%}".replace("%", " %") in prepared
-    assert f"at least {preprocess.FEWEST_VOLUMES} of them, of at least {preprocess.FEWEST_SLICES} slices" in prepared
-    assert f"less than {preprocess.WORTH_CROPPING:.0%}".replace("%", " %") in prepared
+    assert f"at least {dimensions.FEWEST_VOLUMES} of them, of at least {dimensions.FEWEST_SLICES} slices" in prepared
+    assert f"less than {crop.WORTH_CROPPING:.0%}".replace("%", " %") in prepared
     scans = (ROOT / "docs" / "start.md").read_text()
     assert {8: "Eight images are the least"}[fingerprint.LEAST_IMAGES] in scans
 

@@ -27,9 +27,9 @@ from scansmith.image import Image
 from scansmith.prepare import fingerprint, labels, manifest, plan, prepare, split, stream
 from scansmith.prepare import scans as used
 from scansmith.prepare.ledger import Ledger
-from scansmith.prepare.slices import Placement, cut, is_mask, why_empty
 from scansmith.prepare.store import Record, Stored
 from scansmith.prepare.summary import scrub
+from scansmith.preprocess.slices import Placement, cut, is_mask, why_empty
 from scansmith.runtime import derive_seed
 
 FILES = {"dataset.json", "manifest-0001.npz", "images-0001-00000.npy", "report.html"}

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from scansmith import formats
 from scansmith.image import Image
-from scansmith.prepare.slices import Placement, Slices, corner, cut
-from scansmith.prepare.volumes import place_volume, spacing_of, stand
 from scansmith.preprocess import resize
+from scansmith.preprocess.slices import Placement, Slices, corner, cut
+from scansmith.preprocess.volumes import place_volume, spacing_of, stand
 
 CODES = ["RAS", "LPS", "LAS", "RPI", "SRA", "AIL", "PSR", "IAR"]
 OUTSIDE = np.float32(-9999)

@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import formats, intensity, preprocess
 from ..formats import Skipped, Source
+from ..preprocess.slices import SAME_SPACING, cut, is_mask, why_empty
 from ..runtime import Progress, derive_seed, ordered_map, worker_count
 from . import labels as label_sources
 from . import masks as mask_sources
@@ -31,7 +32,6 @@ from .scans import (
     target_kind,
     with_structures,
 )
-from .slices import SAME_SPACING, cut, is_mask, why_empty
 
 LEAST_IMAGES = 8
 # Of so many pairs, evenly spread, the misregistration is estimated.

@@ -12,10 +12,10 @@ import numpy as np
 from .. import formats
 from ..formats import FormatError, Source, bids
 from ..image import Image
-from .align import corners, exact_map, index_map, overlap, place_exact, resample, same_proportions
+from ..preprocess.align import corners, exact_map, index_map, overlap, place_exact, resample, same_proportions
+from ..preprocess.slices import is_mask
 from .names import match as match_patterns
 from .names import plural, stem
-from .slices import is_mask
 
 # mask -> why it goes to none of the scans that its name fits
 Doubts = dict[int, str]

@@ -10,8 +10,8 @@ import numpy as np
 
 from ..formats import Source
 from ..image import MODALITIES
+from ..preprocess.align import onto
 from . import tables
-from .align import onto
 from .names import is_patterns, locate, match, plural
 from .registration import LEAST_CONFIDENCE, Shift, misregistration
 

@@ -14,12 +14,13 @@ from ..formats import Skipped, Source
 from ..formats.source import quiet
 from ..image import PICTURES, Image
 from ..intensity import IntensityMap
+from ..preprocess import align
+from ..preprocess.slices import Placement, Slices, cut, is_mask, why_empty
+from ..preprocess.volumes import place_volume, stand
 from ..runtime import derive_seed, ordered_map
-from . import align, copies, masks, registration, text
+from . import copies, masks, registration, text
 from .fingerprint import Plan, common_dtype, stores_grey_levels
 from .scans import Scan
-from .slices import Placement, Slices, cut, is_mask, why_empty
-from .volumes import place_volume, stand
 
 PICTURES_PER_TASK = 16
 # For a scan's own window: so many voxels fix its percentiles well.

@@ -7,7 +7,7 @@ from itertools import permutations, product
 import numpy as np
 
 from ..image import PICTURES, Image
-from ..preprocess import resize
+from .grid import resize
 
 # Corners of two grids that lie nearer than this, or than this share of the grid's extent, are the same points.
 SAME_MM = 1e-3

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from ..image import Image
-from ..preprocess import resize
+from .grid import resize
 
 # Formats whose slices are displayed as they are stored: DICOM by the standard, pictures by convention.
 AS_STORED = ("dicom", "png", "jpeg")
