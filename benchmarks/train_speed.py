@@ -28,6 +28,7 @@ from scansmith.networks.blocks import UpConv
 from scansmith.preprocess import Grid
 from scansmith.runtime import choose_device, cpu_count
 from scansmith.train import feed, loop
+from scansmith.train.objective import Task
 from scansmith.train.objectives import OBJECTIVES
 from scansmith.train.parallel import Group
 from scansmith.train.recipes import RECIPES, schedule
@@ -54,7 +55,7 @@ class Arm:
         torch.manual_seed(0)
         self.recipe, self.data, self.group = recipe, data, Group(device=device)
         self.closed_form, self.shared_fakes = closed_form, shared_fakes
-        self.objective = OBJECTIVES["synthesis"](recipe, 1, Grid.choose((SIDE, SIDE), SIDE), 0)
+        self.objective = OBJECTIVES["synthesis"](recipe, Task(1, (SIDE, SIDE), 0, 20), Grid.choose((SIDE, SIDE), SIDE))
         if not fused_up:
             for up in self.objective.generator.ups:
                 up.__class__ = PlainUpConv

@@ -35,6 +35,7 @@ from scansmith.preprocess import Grid
 from scansmith.runtime import Progress
 from scansmith.train import feed, loop, watch
 from scansmith.train.checkpoint import read_log
+from scansmith.train.objective import Task
 from scansmith.train.objectives import OBJECTIVES
 from scansmith.train.parallel import Group
 from scansmith.train.recipes import RECIPES, Recipe, augmentation_strength, penalty_weight, schedule
@@ -138,7 +139,7 @@ def outcome(recipe: Recipe, data: feed.Images, listed: int, hold: np.ndarray) ->
     """Train to the end, if there is one: quality on the held-out images, the words of an end, acts and ticks."""
     torch.manual_seed(recipe.seed)
     grid = Grid.choose((hold.shape[-2], hold.shape[-1]), hold.shape[-1])
-    objective = OBJECTIVES[recipe.objective](recipe, 1, grid, listed)
+    objective = OBJECTIVES[recipe.objective](recipe, Task(1, grid.shape, listed, 20), grid)
     result: dict = {"ended": "", "quality": None}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -229,7 +230,7 @@ def cost(side: int = 64, images: int = 256, every: float = 25.0) -> str:
         RECIPES["relativistic"], images=10**6, gamma=3.4, gamma_end=0.34, augment=0.5, target=side, threads=1,
         channels_last=True, precision="bf16",
     )  # fmt: skip
-    objective = OBJECTIVES["synthesis"](recipe, 1, Grid.choose((side, side), side), 0)
+    objective = OBJECTIVES["synthesis"](recipe, Task(1, (side, side), 0, 20), Grid.choose((side, side), side))
     loop.prepare_machine(objective, recipe, CPU)
     level = Level(noise, np.full(len(noise), -1.0, np.float32), np.ones(len(noise), np.float32))
     data = feed.Images(level, np.arange(images), None, watch.reference(noise[images:], noise[:images], 0, CPU))

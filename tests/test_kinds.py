@@ -14,7 +14,7 @@ from scansmith.networks import GENERATORS
 from scansmith.networks.blocks import Prior, latent
 from scansmith.preprocess import Grid
 from scansmith.train import kinds, stage, watch
-from scansmith.train.objective import Batch
+from scansmith.train.objective import Batch, Task
 from scansmith.train.objectives import OBJECTIVES
 from scansmith.train.parallel import Group
 from scansmith.train.recipes import schedule
@@ -177,7 +177,7 @@ def test_generators_take_kinds_as_config_json_says_them(name):
 
 def test_d_is_told_the_kind_of_every_image_and_each_fake_is_of_the_kind_of_its_pair():
     torch.manual_seed(0)
-    objective = OBJECTIVES["synthesis"](TINY, 1, Grid.choose((16, 16), 16), 0, ((0.5, 0.5),))
+    objective = OBJECTIVES["synthesis"](TINY, Task(1, (16, 16), 0, 20), Grid.choose((16, 16), 16), ((0.5, 0.5),))
     told, drawn = [], []
     objective.discriminator.register_forward_pre_hook(lambda _, given: told.append(given[1]))
     scored = objective.discriminator.scores_and_penalty

@@ -13,10 +13,12 @@ import torch
 
 from scansmith.preprocess import Grid
 from scansmith.train import memory
+from scansmith.train.objective import Task
 from scansmith.train.recipes import RECIPES, Recipe, resized
 
 CPU = torch.device("cpu")
 GRID = Grid.choose((64, 64), 64)
+TASK = Task(1, GRID.shape, 0, 20)
 PLAIN = Recipe(width=8, gamma=1.0, gamma_end=0.1, augment=0.5)
 
 # A whole training of two steps and one tick in a process of its own; prints the most memory it ever had, in KiB.
@@ -28,6 +30,7 @@ from scansmith import dataset
 from scansmith.preprocess import Grid
 from scansmith.runtime import Progress
 from scansmith.train import loop, stage
+from scansmith.train.objective import Task
 from scansmith.train.objectives import OBJECTIVES
 from scansmith.train.parallel import Group
 from scansmith.train.recipes import Recipe
@@ -43,7 +46,7 @@ dataset.write(folder / "dataset", info, values, images, np.dtype(np.uint8), (1, 
 opened, grid = dataset.Dataset.open(folder / "dataset"), Grid.choose((side, side), side)
 data = stage.gather(opened, opened.level(grid), 0, torch.device("cpu"))
 assert data.real is not None
-objective = OBJECTIVES[recipe.objective](recipe, 1, grid, 0)
+objective = OBJECTIVES[recipe.objective](recipe, Task(1, grid.shape, 0, 20), grid)
 progress = Progress("test", recipe.images, quiet=True)
 loop.fit(objective, recipe, data, folder / "run", Group(), float("inf"), progress)
 # Not getrusage, which begins with what the parent had when this process was made.
@@ -61,7 +64,7 @@ def test_a_fresh_process_takes_what_was_foretold(batch: int, side: int, tmp_path
     )
     assert done.returncode == 0, done.stderr
     taken = int(done.stdout) * 1024
-    foretold = memory.needed(Recipe(**settings), 1, Grid.choose((side, side), side), 0)
+    foretold = memory.needed(Recipe(**settings), Task(1, (side, side), 0, 20), Grid.choose((side, side), side))
     # Measured in ten such processes: .76 to .97 of what is foretold (strided, residual, volumes, other recipes).
     assert 0.7 * foretold < taken < 1.05 * foretold
 
@@ -84,49 +87,49 @@ def test_bytes_are_counted_as_they_come_and_go():
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_recipe_is_foretold(name: str):
     recipe = replace(RECIPES[name], width=8, batch=4)
-    assert memory.PROCESS["cpu"] < memory.needed(recipe, 1, GRID, 3) < 2**30
+    assert memory.PROCESS["cpu"] < memory.needed(recipe, Task(1, GRID.shape, 3, 20), GRID) < 2**30
 
 
 @pytest.mark.parametrize("name", ["relativistic", "vae"])
 def test_volumes_are_foretold(name: str):
     recipe, grid = replace(RECIPES[name], width=8), Grid.choose((32, 32, 32), 32)
-    assert memory.needed(recipe, 1, GRID, 0) < memory.needed(recipe, 1, grid, 0) < 2 * 2**30
+    assert memory.needed(recipe, TASK, GRID) < memory.needed(recipe, Task(1, grid.shape, 0, 20), grid) < 2 * 2**30
 
 
 def test_more_images_pixels_channels_and_width_take_more_and_bf16_less():
     recipe = replace(PLAIN, batch=128)
-    plain = memory.needed(recipe, 1, GRID, 0)
-    assert plain < memory.needed(replace(recipe, batch=192), 1, GRID, 0)
-    assert plain < memory.needed(replace(recipe, width=16), 1, GRID, 0)
-    assert plain < memory.needed(recipe, 3, GRID, 0)
-    assert memory.needed(replace(recipe, precision="bf16"), 1, GRID, 0) < plain
-    assert memory.needed(recipe, 1, GRID, 0, processes=2) < plain
-    with_tensors = [memory.needed(replace(recipe, batch=b), 1, GRID, 0) - memory.PROCESS["cpu"] for b in (128, 256)]
+    plain = memory.needed(recipe, TASK, GRID)
+    assert plain < memory.needed(replace(recipe, batch=192), TASK, GRID)
+    assert plain < memory.needed(replace(recipe, width=16), TASK, GRID)
+    assert plain < memory.needed(recipe, Task(3, GRID.shape, 0, 20), GRID)
+    assert memory.needed(replace(recipe, precision="bf16"), TASK, GRID) < plain
+    assert memory.needed(recipe, TASK, GRID, processes=2) < plain
+    with_tensors = [memory.needed(replace(recipe, batch=b), TASK, GRID) - memory.PROCESS["cpu"] for b in (128, 256)]
     assert with_tensors[1] / with_tensors[0] == pytest.approx(2.0, rel=0.1)  # activations, which go with the batch
 
 
 def test_the_base_pair_at_256_pixels_fits_8_gigabytes_with_the_batch_that_the_probe_gives_it():
     base, grid = resized(RECIPES["relativistic"], "base"), Grid.choose((256, 256), 256)
     for precision in ("fp32", "bf16"):
-        assert memory.needed(replace(base, batch=16, precision=precision), 1, grid, 0) < 8 * 2**30
+        assert memory.needed(replace(base, batch=16, precision=precision), Task(1, grid.shape, 0, 20), grid) < 8 * 2**30
 
 
 def test_what_does_not_fit_is_refused_with_the_side_that_does(monkeypatch: pytest.MonkeyPatch):
     recipe, grid = replace(PLAIN, batch=512), Grid.choose((128, 128), 128)
-    half = memory.needed(recipe, 1, Grid.choose((64, 64), 64), 0)
+    half = memory.needed(recipe, Task(1, (64, 64), 0, 20), Grid.choose((64, 64), 64))
     monkeypatch.setattr(memory, "available", lambda device: half + 2**20)
     with pytest.raises(ValueError, match=r"fits into the \d\.\d GB of memory free on cpu.*128 x 128.*use --side 64"):
-        memory.refuse_if_too_large(recipe, 1, grid, 0, CPU)
-    memory.refuse_if_too_large(recipe, 1, Grid.choose((64, 64), 64), 0, CPU)
+        memory.refuse_if_too_large(recipe, Task(1, grid.shape, 0, 20), grid, CPU)
+    memory.refuse_if_too_large(recipe, Task(1, (64, 64), 0, 20), Grid.choose((64, 64), 64), CPU)
     monkeypatch.setattr(memory, "available", lambda device: 2**20)
     with pytest.raises(ValueError, match="use --size tiny and a small --side"):
-        memory.refuse_if_too_large(recipe, 1, grid, 0, CPU)
+        memory.refuse_if_too_large(recipe, Task(1, grid.shape, 0, 20), grid, CPU)
 
 
 def test_processes_of_one_host_share_its_memory(monkeypatch: pytest.MonkeyPatch):
-    one = memory.shared(PLAIN, 1, GRID, 0, CPU, processes=2)
+    one = memory.shared(PLAIN, TASK, GRID, CPU, processes=2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert memory.shared(PLAIN, 1, GRID, 0, CPU, processes=2) == 2 * one
+    assert memory.shared(PLAIN, TASK, GRID, CPU, processes=2) == 2 * one
 
 
 def test_available_memory_is_that_of_the_machine_or_less():

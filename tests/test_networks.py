@@ -23,7 +23,7 @@ from scansmith.networks.blocks import (
 from scansmith.networks.residual import CHANNELS
 from scansmith.preprocess import Grid
 from scansmith.train import loop
-from scansmith.train.objective import Batch
+from scansmith.train.objective import Batch, Task
 from scansmith.train.objectives import OBJECTIVES
 from scansmith.train.recipes import RECIPES
 
@@ -285,7 +285,7 @@ def test_every_convolution_of_the_strided_pair_keeps_the_layout_of_the_images(ch
 
     monkeypatch.setitem(penalised._CONVOLVE, 2, watched)
     recipe = replace(RECIPES["relativistic"], width=4, latent=4, channels_last=layout == torch.channels_last)
-    objective = OBJECTIVES["synthesis"](recipe, channels, Grid.choose((16, 16), 16), 0)
+    objective = OBJECTIVES["synthesis"](recipe, Task(channels, (16, 16), 0, 20), Grid.choose((16, 16), 16))
     loop.prepare_machine(objective, recipe, torch.device("cpu"))
     images = torch.zeros(4, channels, 16, 16).to(memory_format=layout)
     batch = Batch(images, None, None, torch.zeros(4, 4), 1.0, 0.5, torch.Generator().manual_seed(0))

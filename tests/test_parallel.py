@@ -19,6 +19,7 @@ from scansmith.preprocess import Grid
 from scansmith.runtime import Progress
 from scansmith.train import feed, loop
 from scansmith.train.checkpoint import read_log
+from scansmith.train.objective import Task
 from scansmith.train.objectives import OBJECTIVES
 from scansmith.train.parallel import Group, join, own_gpu
 from scansmith.train.recipes import Recipe
@@ -79,7 +80,7 @@ def fit(run: Path, group: Group, until: int = STEPS, dies: bool = False) -> None
     grid, rows = Grid.choose((16, 16), 16), opened.rows("train")
     data = feed.Images(opened.level(grid), rows, opened.classes()[rows], None)
     torch.manual_seed(0)
-    objective = OBJECTIVES["synthesis"](RECIPE, 1, grid, 2)
+    objective = OBJECTIVES["synthesis"](RECIPE, Task(1, grid.shape, 2, 20), grid)
     try:
         loop.fit(objective, RECIPE, data, run, group, float("inf"), Killer(until, dies))
     except KeyboardInterrupt:

@@ -25,10 +25,10 @@ from scansmith.preprocess import Grid
 from scansmith.runtime import Interrupted, Progress
 from scansmith.train import checkpoint, feed, loop, stage, watch
 from scansmith.train import probe as probe_module
-from scansmith.train.objective import Batch
+from scansmith.train.objective import Batch, Task
 from scansmith.train.objectives import OBJECTIVES
 from scansmith.train.parallel import Group
-from scansmith.train.probe import IMAGES_PER_PIXEL, Clock, Probe, Task, affordable, for_grid
+from scansmith.train.probe import IMAGES_PER_PIXEL, Clock, Probe, affordable, for_grid
 from scansmith.train.recipes import RECIPES, Recipe, augmentation_strength, penalty_weight, schedule
 from scansmith.train.stage import common_orientation
 from scansmith.train.start import warm_start
@@ -86,7 +86,7 @@ def tiny_data(root: Path, labels: tuple[str, ...] = ()) -> tuple[dataset.Dataset
 
 def fit_tiny(run: Path, data: feed.Images, recipe: Recipe = TINY, deadline_s: float = 1e9, classes: int = 0):
     torch.manual_seed(0)
-    objective = OBJECTIVES[recipe.objective](recipe, 1, Grid.choose((16, 16), 16), classes)
+    objective = OBJECTIVES[recipe.objective](recipe, Task(1, (16, 16), classes, 20), Grid.choose((16, 16), 16))
     return loop.fit(objective, recipe, data, run, Group(), deadline_s, Progress("test", recipe.images, quiet=True))
 
 
@@ -185,7 +185,7 @@ def test_batches_are_epochs_without_repetition_and_depend_on_seed_and_step(tmp_p
 def test_new_codes_are_drawn_as_those_of_the_images_scatter(kl_weight):
     recipe = replace(RECIPES["vae"], kl_weight=kl_weight, width=4, latent=5)
     torch.manual_seed(0)
-    objective = OBJECTIVES["autoencoding"](recipe, 1, Grid.choose((16, 16), 16), 0)
+    objective = OBJECTIVES["autoencoding"](recipe, Task(1, (16, 16), 0, 20), Grid.choose((16, 16), 16))
     network, images = objective.autoencoder, torch.rand(300, 1, 16, 16) * 2 - 1
     network.end.weight.data *= 5.0
     objective.settle(network, images, None)
@@ -239,7 +239,7 @@ def test_what_is_settled_with_is_the_mixture_that_training_draws_though_a_datase
 def test_discriminator_gradients_equal_plain_autograd_on_the_written_loss(tmp_path):
     """The objective against the equation: softplus(-(D(x) - D(G(z)))) + gamma/2 (R1 + R2), unaugmented."""
     torch.manual_seed(0)
-    objective = OBJECTIVES["synthesis"](TINY, 1, Grid.choose((16, 16), 16), 0)
+    objective = OBJECTIVES["synthesis"](TINY, Task(1, (16, 16), 0, 20), Grid.choose((16, 16), 16))
     random = torch.Generator().manual_seed(0)
     batch = Batch(
         torch.randn(8, 1, 16, 16, generator=random), None, None, torch.randn(8, 8, generator=random), 0.7, 0.0, random
@@ -576,7 +576,7 @@ def fresh_pair():
     """Networks like those of `trained`, with other weights."""
     torch.manual_seed(99)
     recipe = Recipe(train_images=20, target=16)
-    return OBJECTIVES["synthesis"](recipe, 1, Grid.choose((16, 16), 16), 0)
+    return OBJECTIVES["synthesis"](recipe, Task(1, (16, 16), 0, 20), Grid.choose((16, 16), 16))
 
 
 def test_a_run_starts_from_both_networks_of_another_and_from_a_model_alone_with_its_generator(trained, tmp_path):
@@ -600,7 +600,7 @@ def test_a_run_with_classes_starts_from_a_model_without_with_all_that_z_says(tra
     learned = load_file(run / "model" / "model.safetensors")["start.weight"]
     torch.manual_seed(99)
     recipe = Recipe(train_images=20, target=16)
-    pair = OBJECTIVES["synthesis"](recipe, 1, Grid.choose((16, 16), 16), 2)
+    pair = OBJECTIVES["synthesis"](recipe, Task(1, (16, 16), 2, 20), Grid.choose((16, 16), 16))
     fresh = pair.generator.start.weight.detach().clone()
     warm_start(pair, run)
     now = pair.generator.start.weight.detach()
@@ -719,7 +719,7 @@ def test_a_compiled_generator_computes_what_an_eager_one_does_and_resumes_to_the
     for compiled in (False, True):
         torch.manual_seed(0)
         recipe = replace(TINY, compiled=compiled)
-        objective = OBJECTIVES["synthesis"](recipe, 1, Grid.choose((16, 16), 16), 0)
+        objective = OBJECTIVES["synthesis"](recipe, Task(1, (16, 16), 0, 20), Grid.choose((16, 16), 16))
         loop.prepare_machine(objective, recipe, CPU)
         batch = data.draw(recipe, 0, Group(), schedule(recipe, 0))
         objective.discriminator_loss(batch)

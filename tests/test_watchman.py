@@ -19,6 +19,7 @@ from scansmith.runtime import Progress
 from scansmith.train import loop, watch
 from scansmith.train.checkpoint import read_log
 from scansmith.train.feed import Images
+from scansmith.train.objective import Task
 from scansmith.train.objectives import OBJECTIVES
 from scansmith.train.parallel import Group
 from scansmith.train.recipes import RECIPES, Recipe, Values, penalty_weight
@@ -475,7 +476,7 @@ def run(
     rows = np.arange(count)
     real = watch.reference(level.batch(rows), level.batch(np.arange(count, count + 40)), 0, CPU)
     torch.manual_seed(0)
-    objective = OBJECTIVES["synthesis"](recipe, 1, Grid.choose((side, side), side), listed)
+    objective = OBJECTIVES["synthesis"](recipe, Task(1, (side, side), listed, 20), Grid.choose((side, side), side))
     data = Images(level, rows, classes, real)
     loop.fit(objective, recipe, data, folder, Group(), 1e9, Progress("test", recipe.images, quiet=True))
     return [row for row in read_log(folder / "log.jsonl") if row["kind"] == "act"]

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .prepare.fingerprint import Plan
     from .prepare.scans import Request
-    from .train.probe import Probe, Task
+    from .train.objective import Task
+    from .train.probe import Probe
 
 STAGES = ("prepare", "train", "synthesize", "evaluate", "report")
 RECIPE = "relativistic"
@@ -259,7 +260,7 @@ def probe_training(job: Job, found: Plan) -> Probe:
 
 def task_of(found: Plan) -> Task:
     """What there will be to learn."""
-    from .train.probe import Task
+    from .train.objective import Task
 
     size = (found.height, found.width) if found.depth is None else (found.depth, found.height, found.width)
     return Task(found.channels, size, len(found.labels), training_images(found))

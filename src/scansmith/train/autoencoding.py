@@ -14,7 +14,7 @@ from ..networks.blocks import Shares
 from ..preprocess import Grid
 from ..runtime import write_atomic
 from . import watch
-from .objective import Batch, Objective
+from .objective import Batch, Objective, Task
 from .recipes import Recipe
 
 
@@ -30,12 +30,12 @@ class Autoencoding(Objective):
     players = ("autoencoder",)
     model = "autoencoder"
 
-    def __init__(self, recipe: Recipe, channels: int, grid: Grid, classes: int, kinds: Shares = ()) -> None:
+    def __init__(self, recipe: Recipe, task: Task, grid: Grid, kinds: Shares = ()) -> None:
         assert not kinds, "codes tell the kinds apart by themselves"
         super().__init__()
         self.generator_arguments = {
-            "channels": channels, "base": grid.base, "doublings": grid.doublings,
-            "width": recipe.width, "latent": recipe.latent, "classes": classes,
+            "channels": task.channels, "base": grid.base, "doublings": grid.doublings,
+            "width": recipe.width, "latent": recipe.latent, "classes": task.classes,
         }  # fmt: skip
         self.autoencoder = GENERATORS[recipe.generator](**self.generator_arguments)
         self.kl_weight = recipe.kl_weight

@@ -70,9 +70,9 @@ def fit(
             if act.act == "end":
                 state["ended"] = act.words
 
-    if state["step"] == 0:
-        carry_out(watchman.begin(data.counts(objective.generator_arguments["classes"]), len(data.rows)), 0)
     with stop_flag() as stopping:
+        if state["step"] == 0:
+            carry_out(watchman.begin(data.counts(objective.generator_arguments["classes"]), len(data.rows)), 0)
         for step in range(state["step"], 0 if state["ended"] else recipe.steps):
             images = (step + 1) * recipe.batch
             now = watchman.adjusted(schedule(recipe, step * recipe.batch))

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..preprocess import Grid
 from . import watch
-from .objective import Batch
+from .objective import Batch, Task
 from .objectives import OBJECTIVES
 from .recipes import Recipe
 
@@ -31,7 +31,7 @@ SMALLEST = 16  # pixels; no smaller grid is proposed
 
 
 @lru_cache(maxsize=256)
-def needed(recipe: Recipe, channels: int, grid: Grid, classes: int, processes: int = 1, device: str = "cpu") -> int:
+def needed(recipe: Recipe, task: Task, grid: Grid, processes: int = 1, device: str = "cpu") -> int:
     """Bytes that one process of a training takes at its peak.
 
     Weights and their averages, both moments and the copies that a checkpoint is written from are counted; gradients,
@@ -39,34 +39,35 @@ def needed(recipe: Recipe, channels: int, grid: Grid, classes: int, processes: i
 
     Args:
         recipe: whole but for its length.
-        channels, grid, classes: of the images.
+        task: what the data fix.
+        grid: of the images.
         processes: that share each batch.
         device: type of device, "cpu" or "cuda".
     """
     batch = max(1, recipe.batch // processes)
     with FakeTensorMode(), Counted() as counted:
-        objective = OBJECTIVES[recipe.objective](recipe, channels, grid, classes)
+        objective = OBJECTIVES[recipe.objective](recipe, task, grid)
         weights = counted.now
         model = size(objective.get_submodule(objective.model))
         for _ in range(2):  # the gradients of the first are there in the second
-            one_step(objective, some_batch(recipe, batch, channels, grid, classes), recipe.precision)
-        at_tick(objective, recipe, channels, grid, classes)
+            one_step(objective, some_batch(recipe, batch, task, grid), recipe.precision)
+        at_tick(objective, recipe, task, grid)
     moments, averages = 2 * weights, 2 * model
     # A checkpoint is made twice in memory, as text and as bytes, beside what the allocator kept from the last step.
     written = 2 * (weights + moments + averages)
     return PROCESS[device] + int(FRAGMENTS * (counted.peak + moments + averages)) + written
 
 
-def shared(recipe: Recipe, channels: int, grid: Grid, classes: int, device: torch.device, processes: int = 1) -> int:
+def shared(recipe: Recipe, task: Task, grid: Grid, device: torch.device, processes: int = 1) -> int:
     """Bytes that all processes take which compute on one device: on a GPU one, on a CPU those of this host."""
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
-    return sharing * needed(recipe, channels, grid, classes, processes, device.type)
+    return sharing * needed(recipe, task, grid, processes, device.type)
 
 
-def some_batch(recipe: Recipe, count: int, channels: int, grid: Grid, classes: int) -> Batch:
+def some_batch(recipe: Recipe, count: int, task: Task, grid: Grid) -> Batch:
     """A batch of `count` images of any content."""
-    numbers = torch.zeros(count, dtype=torch.int64) if classes else None
-    images, z = torch.empty(count, channels, *grid.shape), torch.empty(count, recipe.latent)
+    numbers = torch.zeros(count, dtype=torch.int64) if task.classes else None
+    images, z = torch.empty(count, task.channels, *grid.shape), torch.empty(count, recipe.latent)
     return Batch(images, numbers, numbers, z, 1.0, max(recipe.augment, 0.1), torch.Generator())
 
 
@@ -82,10 +83,10 @@ def one_step(objective: nn.Module, batch: Batch, precision: str) -> None:
         del loss
 
 
-def at_tick(objective: nn.Module, recipe: Recipe, channels: int, grid: Grid, classes: int) -> None:
+def at_tick(objective: nn.Module, recipe: Recipe, task: Task, grid: Grid) -> None:
     """What looking at the run takes, without gradients and in float32: samples, and D's scores."""
-    made = some_batch(recipe, watch.at_once(channels * math.prod(grid.shape)), channels, grid, classes)
-    scored = some_batch(recipe, watch.SCORED, channels, grid, classes)
+    made = some_batch(recipe, watch.at_once(task.channels * math.prod(grid.shape)), task, grid)
+    scored = some_batch(recipe, watch.SCORED, task, grid)
     with torch.no_grad():
         objective.get_submodule(objective.model)(made.z, made.classes)  # type: ignore[arg-type]
         if "discriminator" in objective.players:  # type: ignore[operator]
@@ -185,9 +186,7 @@ def cgroup_left(folder: Path) -> int | None:
     return None
 
 
-def refuse_if_too_large(
-    recipe: Recipe, channels: int, grid: Grid, classes: int, device: torch.device, processes: int = 1
-) -> None:
+def refuse_if_too_large(recipe: Recipe, task: Task, grid: Grid, device: torch.device, processes: int = 1) -> None:
     """Nothing when the run fits.
 
     Args:
@@ -196,7 +195,7 @@ def refuse_if_too_large(
     Raises:
         ValueError: the run needs more than there is; says which --side would fit.
     """
-    free, wanted = available(device), shared(recipe, channels, grid, classes, device, processes)
+    free, wanted = available(device), shared(recipe, task, grid, device, processes)
     if wanted <= free:
         return
     smaller = [
@@ -204,7 +203,7 @@ def refuse_if_too_large(
         for less in range(1, grid.doublings)
         if grid.side >> less >= SMALLEST
     ]
-    fitting = next((g.side for g in smaller if shared(recipe, channels, g, classes, device, processes) <= free), None)
+    fitting = next((g.side for g in smaller if shared(recipe, task, g, device, processes) <= free), None)
     out = f"use --side {fitting}" if fitting else "use --size tiny and a small --side"
     raise ValueError(
         f"expected a run that fits into the {gigabytes(free)} of memory free on {device}, found that {' x '.join(map(str, grid.shape))} with the {recipe.generator} pair of width {recipe.width} and batches of {recipe.batch} needs about {gigabytes(wanted)}: {out}, or a machine with more memory"

@@ -11,6 +11,31 @@ import torch
 from torch import Tensor, nn
 
 from ..dataset import Dataset, Level
+from ..preprocess import Grid
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the data fix.
+
+    Attributes:
+        channels, size: of the stored images, (H, W) or (D, H, W).
+        classes: their number, 0 without labels.
+        train_images: number of training images.
+        like: grid of the model that is started from, which is then the only one; None chooses by the wished side.
+    """
+
+    channels: int
+    size: tuple[int, ...]
+    classes: int
+    train_images: int
+    like: Grid | None = None
+
+    def grid(self, target: int) -> Grid:
+        """The training grid whose longest side is near `target`."""
+        if self.like:
+            return Grid.holding(self.size, self.like.base, self.like.doublings)
+        return Grid.choose(self.size, target)
 
 
 @dataclass(frozen=True)
@@ -47,7 +72,7 @@ class Batch:
 
 
 class Objective(nn.Module):
-    """What is trained, made from (recipe, channels, grid, classes, kinds); one subclass per task, listed in `OBJECTIVES`.
+    """What is trained, made from (recipe, task, grid, kinds); one subclass per task, listed in `OBJECTIVES`.
 
     It has a method `<player>_loss(batch) -> (loss, what to log of it)` for each of its players.
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from ..dataset import Level
-from ..preprocess import Grid
 from ..runtime import cpu_count
 from . import loop, memory
 from .feed import Images
+from .objective import Task
 from .objectives import OBJECTIVES
 from .parallel import Group
 from .recipes import SIZES, Recipe, augmentation_strength, penalty_weight, resized, schedule
@@ -41,30 +41,6 @@ COMPILING_S = 30.0  # of a first time; another is quicker, and must not decide o
 REPAID = 2.0  # times its own cost that compiling must save over the run
 TURNS = 6  # in which eager and compiled steps are timed
 BATCH_GAIN = 1.25  # images/s that a doubled batch must bring
-
-
-@dataclass(frozen=True)
-class Task:
-    """What the data fix.
-
-    Attributes:
-        channels, size: of the stored images, (H, W) or (D, H, W).
-        classes: their number, 0 without labels.
-        train_images: number of training images.
-        like: grid of the model that is started from, which is then the only one; None chooses by the wished side.
-    """
-
-    channels: int
-    size: tuple[int, ...]
-    classes: int
-    train_images: int
-    like: Grid | None = None
-
-    def grid(self, target: int) -> Grid:
-        """The training grid whose longest side is near `target`."""
-        if self.like:
-            return Grid.holding(self.size, self.like.base, self.like.doublings)
-        return Grid.choose(self.size, target)
 
 
 @dataclass(frozen=True)
@@ -150,7 +126,7 @@ def probe(
     if side or size != "auto":
         # In the leanest precision: what does not fit so does not fit at all, and is not even timed.
         lean = replace(first, precision="bf16")
-        memory.refuse_if_too_large(lean, task.channels, task.grid(first.target), task.classes, device, processes)
+        memory.refuse_if_too_large(lean, task, task.grid(first.target), device, processes)
     recipe, step_s = fastest_machine(first, clock, budget_s=min(9.0, 0.012 * seconds))
     layout = "channels-last" if recipe.channels_last else "NCHW"
     reasons = [f"{recipe.precision}, {layout}, {recipe.threads or 'default'} threads: the fastest this machine offers"]
@@ -171,8 +147,8 @@ def probe(
         recipe, step_s, words = compiled_if_it_pays(recipe, step_s, clock, seconds)
         reasons.append(words)
     grid, shown = task.grid(recipe.target), recipe.batch / step_s * seconds * (1.0 - OVERHEAD)
-    memory.refuse_if_too_large(recipe, task.channels, grid, task.classes, device, processes)
-    needs = memory.needed(recipe, task.channels, grid, task.classes, processes, device.type)
+    memory.refuse_if_too_large(recipe, task, grid, device, processes)
+    needs = memory.needed(recipe, task, grid, processes, device.type)
     held = f", images as {' x '.join(map(str, grid.box))} in it" if grid.box != grid.shape else ""
     reasons += [
         f"{' x '.join(map(str, grid.shape))} {'pixels' if grid.dimensions == 2 else 'voxels'} (stored: {' x '.join(map(str, task.size))}{held}): {(LIKE if task.like else 'as asked') if side else reason_for(recipe.target, shown)}",
@@ -209,7 +185,7 @@ def fits(recipe: Recipe, clock: Clock) -> bool:
     """Whether training so fits into the memory of the device, with the processes that share it."""
     task, device = clock.task, clock.device
     grid = task.grid(recipe.target)
-    needs = memory.shared(recipe, task.channels, grid, task.classes, device, clock.processes)
+    needs = memory.shared(recipe, task, grid, device, clock.processes)
     return needs <= memory.available(device)
 
 
@@ -351,7 +327,7 @@ class Clock:
         """A function that does `critic_steps` whole training steps, of one player and of all, and returns the seconds of one."""
         task, grid, device = self.task, self.task.grid(recipe.target), self.device
         recipe = replace(recipe, batch=max(1, recipe.batch // self.processes), images=10 * recipe.batch)
-        objective = OBJECTIVES[recipe.objective](recipe, task.channels, grid, task.classes)
+        objective = OBJECTIVES[recipe.objective](recipe, task, grid)
         loop.prepare_machine(objective, recipe, device)
         optimizers = {name: loop.adam(network, recipe) for name, network in loop.players(objective).items()}
         noise = np.random.default_rng(0).uniform(-1.0, 1.0, (recipe.batch, task.channels, *grid.shape))

@@ -22,10 +22,10 @@ from ..runtime import Progress, choose_device, derive_seed, write_json
 from . import checkpoint, loop, watch
 from . import kinds as hidden
 from .feed import Images
-from .objective import Objective
+from .objective import Objective, Task
 from .objectives import OBJECTIVES
 from .parallel import Group, join
-from .probe import LIKE, Probe, Task, probe
+from .probe import LIKE, Probe, probe
 from .recipes import RECIPES, Recipe
 from .start import model_folder as start_folder
 from .start import warm_start
@@ -123,9 +123,7 @@ def run_training(
         learned = gather(data, level_for_all(data, grid, group), wish.seed, group.device, kinds)
         recipe, reasons = earlier or planned(probed, wish, began, group)
         torch.manual_seed(wish.seed)  # the networks' first weights
-        objective = OBJECTIVES[recipe.objective](
-            recipe, task.channels, grid, task.classes, kinds.shares if kinds else ()
-        )
+        objective = OBJECTIVES[recipe.objective](recipe, task, grid, kinds.shares if kinds else ())
         told = [warm_start(objective, wish.start)] if wish.start and begins else []
         told += [kinds.words(labels_of(data))] if kinds else []
         reasons = [*reasons, *(words for words in told if words not in reasons)]

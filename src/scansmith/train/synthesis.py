@@ -14,7 +14,7 @@ from ..networks import DISCRIMINATORS, GENERATORS
 from ..networks.blocks import Shares, latent, layout_of, take_statistics
 from ..preprocess import Grid
 from . import watch
-from .objective import Batch, Objective
+from .objective import Batch, Objective, Task
 from .recipes import Recipe
 
 # Latents from which batch norm's statistics are taken: at a tick, and at the end, there fewer of images above 64 x 64.
@@ -27,14 +27,14 @@ class Synthesis(Objective):
     players = ("discriminator", "generator")
     model = "generator"
 
-    def __init__(self, recipe: Recipe, channels: int, grid: Grid, classes: int, kinds: Shares = ()) -> None:
+    def __init__(self, recipe: Recipe, task: Task, grid: Grid, kinds: Shares = ()) -> None:
         super().__init__()
-        shape = {"channels": channels, "base": grid.base, "doublings": grid.doublings}
-        self.generator_arguments = {**shape, "width": recipe.width, "latent": recipe.latent, "classes": classes}
+        shape = {"channels": task.channels, "base": grid.base, "doublings": grid.doublings}
+        self.generator_arguments = {**shape, "width": recipe.width, "latent": recipe.latent, "classes": task.classes}
         if kinds:
             self.generator_arguments["kinds"] = kinds
         self.generator = GENERATORS[recipe.generator](**self.generator_arguments)
-        told = sum(map(len, kinds)) or classes
+        told = sum(map(len, kinds)) or task.classes
         self.discriminator = DISCRIMINATORS[recipe.discriminator](**shape, width=recipe.width, classes=told)
         self.d_loss, self.g_loss, self.kinds = *LOSSES[recipe.loss], kinds
         self.penalty, self.precision, self.averages = recipe.penalty, recipe.precision, recipe.ema_fraction > 0
