@@ -17,7 +17,7 @@ from torch import distributed as dist
 from scansmith import dataset
 from scansmith.preprocess import Grid
 from scansmith.runtime import Progress
-from scansmith.train import feed, loop
+from scansmith.train import feed, loop, parallel
 from scansmith.train.checkpoint import read_log
 from scansmith.train.objective import Task
 from scansmith.train.objectives import OBJECTIVES
@@ -200,3 +200,13 @@ def test_processes_that_do_not_find_one_another_say_so(monkeypatch: pytest.Monke
         monkeypatch.setenv(name, value)
     with pytest.raises((RuntimeError, ValueError)):
         join(torch.device("cpu"))
+
+
+def test_a_broken_connection_within_a_step_is_said_and_other_errors_pass():
+    with (
+        pytest.raises(RuntimeError, match="another process of this training ended"),
+        parallel.peers_needed(within=True),
+    ):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer")
+    with pytest.raises(RuntimeError, match="out of memory"), parallel.peers_needed(within=True):
+        raise RuntimeError("CUDA out of memory")

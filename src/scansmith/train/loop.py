@@ -18,7 +18,7 @@ from ..runtime import Interrupted, Progress, stop_flag
 from . import checkpoint
 from .feed import Images, words
 from .objective import Batch, Objective
-from .parallel import Group
+from .parallel import Group, peers_needed
 from .recipes import Recipe, Values, schedule
 from .watchman import Act, Watchman
 
@@ -199,10 +199,11 @@ def update(
     """
     for other, network in players(objective).items():
         network.requires_grad_(other == name or other == objective.model)
-    with torch.autocast(group.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-        loss, logged = getattr(objective, f"{name}_loss")(batch)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    with peers_needed(within=True):  # batch norm asks the others, too
+        with torch.autocast(group.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            loss, logged = getattr(objective, f"{name}_loss")(batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
     gradients = [value.grad for value in objective.get_submodule(name).parameters() if value.grad is not None]
     values = {"loss": loss.detach(), **logged}
     seen = group.average(gradients, dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist())))

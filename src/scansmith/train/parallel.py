@@ -140,11 +140,18 @@ def own_gpu(device: torch.device, local: int, count: int) -> torch.device:
 
 
 @contextmanager
-def peers_needed() -> Iterator[None]:
-    """Inside, what torch says of broken connections becomes one sentence."""
+def peers_needed(within: bool = False) -> Iterator[None]:
+    """Inside, what torch says of broken connections becomes one sentence; `within` other work, whose own errors pass."""
     try:
         yield
     except RuntimeError as error:  # of torch.distributed all are RuntimeErrors
+        if within and not says_so(error):
+            raise
         raise RuntimeError(
             "another process of this training ended or cannot be reached (its own message, if it left one, says why); start the same command again, it goes on from the last checkpoint"
         ) from error
+
+
+def says_so(error: RuntimeError) -> bool:
+    """Whether an error is one of a connection between processes: those of gloo have no class of their own."""
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL"))
