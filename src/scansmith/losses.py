@@ -93,7 +93,13 @@ def gradient_penalty(scores: Tensor, images: Tensor) -> Tensor:
 
 
 def interpolated_penalty(
-    discriminator: Any, real: Tensor, fake: Tensor, classes: Tensor | None, random: torch.Generator
+    discriminator: Any,
+    real: Tensor,
+    fake: Tensor,
+    classes: Tensor | None,
+    random: torch.Generator,
+    whole: int | None = None,
+    part: slice = slice(None),
 ) -> Tensor:
     """(|| d D / d x || - 1)^2 at one random point between each pair, (B,) float32, differentiable.
 
@@ -104,9 +110,10 @@ def interpolated_penalty(
         real, fake: (B, C, *spatial); no gradient flows into them.
         classes: (B,) or None.
         random: draws the points; on any device.
+        whole, part: where several processes share a batch, its size and which of it these pairs are.
     """
-    shape = (len(real),) + (1,) * (real.ndim - 1)
-    share = torch.rand(shape, generator=random, device=random.device).to(real)
+    shape = (whole or len(real),) + (1,) * (real.ndim - 1)
+    share = torch.rand(shape, generator=random, device=random.device)[part].to(real)
     points = torch.lerp(fake.detach(), real.detach(), share).requires_grad_(True)
     gradient = _input_gradient(discriminator(points, classes), points)
     # vector_norm has derivative 0 at 0, where a square root would give NaN

@@ -29,6 +29,7 @@ class Autoencoding(Objective):
 
     players = ("autoencoder",)
     model = "autoencoder"
+    processes: int
 
     def __init__(self, recipe: Recipe, task: Task, grid: Grid, kinds: Shares = ()) -> None:
         assert not kinds, "codes tell the kinds apart by themselves"
@@ -39,6 +40,7 @@ class Autoencoding(Objective):
         }  # fmt: skip
         self.autoencoder = GENERATORS[recipe.generator](**self.generator_arguments)
         self.kl_weight = recipe.kl_weight
+        self.processes = 1
 
     def autoencoder_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """-ELBO per image in units of one pixel: 1/2 log MSE + kl_weight * KL / pixels."""
@@ -46,7 +48,7 @@ class Autoencoding(Objective):
         variational = self.kl_weight > 0.0
         code = mean + (0.5 * log_variance).exp() * batch.z if variational else mean
         made = self.autoencoder.decode(code, batch.classes)  # type: ignore[operator]
-        error = (made.float() - batch.images).square().mean()
+        error = mean_over((made.float() - batch.images).square().mean(), self.processes)
         # -KL of Kingma 2014, eq. 10: 1/2 sum(1 + log var - mean^2 - var)
         kl = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1.0).sum(1).mean()
         loss = 0.5 * (error + 1e-8).log()
@@ -87,6 +89,16 @@ class Autoencoding(Objective):
             again = average.decode(average.encode(shown, chosen)[0], chosen)  # type: ignore[operator]
         pairs = torch.stack([shown, again.clamp(-1.0, 1.0)], dim=1).flatten(0, 1)
         watch.save_sheet(run / "samples" / "reconstructions.png", pairs.float().cpu().numpy())
+
+
+def mean_over(value: Tensor, processes: int) -> Tensor:
+    """The mean over the processes that share a batch, with its gradient: the logarithm of a mean is no mean of logarithms."""
+    if processes == 1:
+        return value
+    from torch.distributed.nn.functional import all_reduce
+
+    total: Tensor = all_reduce(value)
+    return total / processes
 
 
 def savez(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -139,9 +139,9 @@ def tick_row(images: int, seconds: float, rate: float, means: Means, now: Values
 
 
 def share_statistics(objective: Objective, processes: int) -> None:
-    """Batch norm takes its statistics over the parts of all processes."""
+    """Batch norm, and a loss that is no mean over images, are taken over the parts of all processes."""
     for module in objective.modules():
-        if isinstance(module, BatchNorm):
+        if isinstance(module, BatchNorm | Objective) and hasattr(module, "processes"):
             module.processes = processes
 
 

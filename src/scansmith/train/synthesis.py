@@ -61,7 +61,9 @@ class Synthesis(Objective):
             extra = torch.zeros((), device=images.device)
             if self.penalty == "interpolated":
                 halves = images.chunk(2)
-                between = interpolated_penalty(self.discriminator, halves[0], halves[1], batch.kinds, batch.random)
+                between = interpolated_penalty(
+                    self.discriminator, halves[0], halves[1], batch.kinds, batch.random, batch.whole, batch.part
+                )
                 logged, extra = {"r1": between.mean()}, batch.gamma * between.mean()
         adversarial = self.d_loss(real, fake)
         logged |= {"loss_d": adversarial, "gap": (real - fake).mean()}
