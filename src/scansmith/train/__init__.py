@@ -35,7 +35,7 @@ def train(
             wasserstein, vae or autoencoder.
         side: longer side of the images in pixels; default: the largest that the minutes allow.
         images: images to show in all, in place of what the minutes allow (for comparable runs).
-        from_: model folder, or run folder with its discriminator too, to start from: the strongest help when scans are few.
+        from_: model folder, or run folder with its discriminator too, to start from: a help when scans or minutes are few.
         seed: the same seed, data and machine give the same model.
         device: "auto", "cpu", "cuda" or "cuda:1".
 
