@@ -31,8 +31,13 @@ from scansmith.train.recipes import RECIPES, Recipe
 SIDE = 64
 OURS = "relativistic"
 BASELINES = ("dcgan", "wasserstein", "vae")
-# name -> (folder, training images); a folder that has fewer in its train split gives all of them.
-TASKS = {"hands-100": ("Hand", 100), "hands-1000": ("Hand", 1000), "abdomen-ct-300": ("AbdomenCT", 300)}
+# name -> (folder, training images, what they are); of a folder of 1,000 hands `prepare` gives 700 to the train split.
+TASKS = {
+    "hands-100": ("Hand", 100, "hands"),
+    "hands-700": ("Hand", 700, "hands"),
+    "abdomen-ct-300": ("AbdomenCT", 300, "abdominal CT"),
+}
+NAMES = {OURS: "**ours**", "dcgan": "DCGAN", "wasserstein": "Wasserstein", "vae": "VAE"}
 RATE_FACTORS = (1 / 3, 1.0, 3.0)  # of the recipe's own learning rate
 SEARCH_MINUTES = 1.0
 FEWEST_VALIDATION = 16  # below this many, quality would be measured on training images
@@ -136,41 +141,36 @@ def result_of(bench: Bench, judge: Judge, name: str, seed: int) -> dict[str, Any
 # ------------------------------------------------------------------------------------------------ the table
 
 COLUMNS = {"random_conv_frechet": "Fréchet ÷ floor", "recall": "recall", "coverage": "coverage", "precision": "precision",
-           "near_copies": "near copies (%)", "nearest_training_median": "similarity to training"}  # fmt: skip
+           "radiomics_frechet": "radiomics ÷ floor", "near_copies": "near copies (%)",
+           "nearest_training_median": "similarity to training"}  # fmt: skip
 
 
 def table(found: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> str:
-    """Markdown: a block of rows for each task, mean and range over seeds; the last row of a block is the real/real floor."""
+    """Markdown: a block of rows for each task, the value of every seed; the last row of a block is the real/real floor."""
     lines = [
-        "| data | recipe | seeds | learning rate | " + " | ".join(COLUMNS.values()) + " |",
-        "|---|---|---|---|" + "---|" * len(COLUMNS),
+        "| data | recipe | rate | " + " | ".join(COLUMNS.values()) + " |",
+        "|---|---|---|" + "---|" * len(COLUMNS),
     ]
     for task, recipes in found.items():
-        shown = [(name, [run for run in runs if run]) for name, runs in recipes.items()]
-        for name, runs in shown:
-            if not runs:
-                continue
-            cells = [over_seeds(column, [run[column]["value"] for run in runs if column in run]) for column in COLUMNS]
-            lines.append(
-                f"| {task} ({runs[0]['train_images']} images) | {name} | {len(runs)} | {runs[0]['learning_rate']:.2g} | {' | '.join(cells)} |"
-            )
-        every = [run for _, runs in shown for run in runs]
-        if every:
-            cells = [
-                over_seeds(column, [every[0][column]["floor"]]) if column in every[0] else "–" for column in COLUMNS
-            ]
-            lines.append(f"| {task} | real images | | | {' | '.join(cells)} |")
+        done = {name: [run for run in runs if run] for name, runs in recipes.items() if any(runs)}
+        for name, runs in done.items():
+            what = f"{TASKS[task][2]}, {runs[0]['train_images']:,} images"
+            lines.append(row(what, NAMES[name], f"{runs[0]['learning_rate']:.2g}", runs, "value"))
+        if done:
+            lines.append(row("", "real images", "", next(iter(done.values()))[:1], "floor"))
     return "\n".join(lines) + "\n"
 
 
+def row(what: str, name: str, rate: str, runs: list[dict[str, Any]], key: str) -> str:
+    """One row; `key` is the "value" or the "floor" of each entry."""
+    cells = [over_seeds(column, [run[column][key] for run in runs if column in run]) for column in COLUMNS]
+    return f"| {what} | {name} | {rate} | {' | '.join(cells)} |"
+
+
 def over_seeds(column: str, values: list[float]) -> str:
-    """ "5.3 (5.1 to 5.5)"."""
-    if not values:
-        return "–"
+    """ "5.31, 5.12": the value of each seed."""
     factor, digits = (100.0, 1) if column == "near_copies" else (1.0, 2)
-    numbers = [factor * value for value in (sum(values) / len(values), min(values), max(values))]
-    text = f"{numbers[0]:.{digits}f}"
-    return text if len(values) == 1 else f"{text} ({numbers[1]:.{digits}f} to {numbers[2]:.{digits}f})"
+    return ", ".join(f"{factor * value:.{digits}f}" for value in values) or "–"
 
 
 def main() -> None:
@@ -188,7 +188,7 @@ def main() -> None:
     only = {text.strip() for text in options.only.split(",") if text.strip()}
     device = choose_device(options.device)
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for task, (folder, count) in TASKS.items():
+    for task, (folder, count, _) in TASKS.items():
         names = [name for name in (OURS, *BASELINES) if not only or only & {task, name, f"{task}/{name}"}]
         if not names:
             continue

@@ -543,6 +543,40 @@ def test_the_page_stays_small_for_large_noisy_images(tmp_path):
     assert report(out)["bytes"] < 5e6
 
 
+# ------------------------------------------------------------------------------------------------ a training alone
+
+
+def test_the_folder_of_a_training_alone_shows_the_same_curves_film_and_settings(tmp_path, whole):
+    run = tmp_path / "run"
+    shutil.copytree(whole / "train", run)
+    done = report(run)
+    assert done["missing"] == [part for part in folder.PARTS if not part.startswith("train/")]
+    alone, seen = page.training(folder.RunFolder(run)), read(run)
+    assert (
+        alone == page.training(folder.RunFolder(whole)) and alone["film"]["frames"] == 5 and len(alone["charts"]) == 5
+    )
+    assert "24 pixels: the largest" in seen.text and "rolled back" in seen.text
+    assert "Synthetic samples of the same latents as training went on, an animation" in [alt for alt, _ in seen.images]
+
+
+def test_the_model_is_found_beside_the_log_of_either_layout(tmp_path):
+    for run in (tmp_path / "alone", tmp_path / "out" / "train"):
+        (run / "model").mkdir(parents=True)
+        (run / "model" / "config.json").write_text('{"modality": "CT"}')
+    for out in (tmp_path / "alone", tmp_path / "out"):
+        assert folder.RunFolder(out).model == {"modality": "CT"} and "model/" not in folder.RunFolder(out).missing()
+
+
+def test_reconstructions_are_real_images_and_stand_on_no_page_as_samples(tmp_path):
+    """They once were the first frame of the film and the first sheet, named synthetic, also without real images."""
+    out = make_run(tmp_path / "out")
+    before = report(out, real_images=False)["bytes"]
+    tile = np.full((24, 96), 255, np.uint8)
+    Picture.fromarray(tile).save(out / "train" / "samples" / "reconstructions.png")
+    assert [path.stem for path in folder.RunFolder(out).samples] == [f"{20000 * i:09d}" for i in range(5)]
+    assert report(out, real_images=False)["bytes"] == before
+
+
 # ------------------------------------------------------------------------------------------------ film and acts
 
 

@@ -30,7 +30,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run folder; a part that is missing or cannot be read is an empty dict or list, or None."""
+    """A folder of `run`, or of `train` alone; a part that is missing or cannot be read is an empty dict or list, or None."""
 
     root: Path
 
@@ -43,15 +43,19 @@ class RunFolder:
         return read_json(self.root / "metrics.json")
 
     @cached_property
+    def training(self) -> Path:
+        """Where `train` wrote its log: OUT/train, or the folder itself where `train` made it."""
+        return self.root / "train" if (self.root / "train").is_dir() else self.root
+
+    @cached_property
     def recipe(self) -> dict[str, Any]:
-        return read_json(self.root / "train" / "recipe.json")
+        return read_json(self.training / "recipe.json")
 
     @cached_property
     def model_folder(self) -> Path:
-        """OUT/model, or OUT/train/model where `train` put it."""
+        """OUT/model, or the one beside the log, where `train` put it."""
         return next(
-            (place for place in (self.root / "model", self.root / "train" / "model") if place.is_dir()),
-            self.root / "model",
+            (place for place in (self.root / "model", self.training / "model") if place.is_dir()), self.root / "model"
         )
 
     @cached_property
@@ -73,7 +77,7 @@ class RunFolder:
     def log(self) -> list[dict[str, Any]]:
         """Rows of the training log that say after how many images they were written, oldest first."""
         try:
-            text = (self.root / "train" / "log.jsonl").read_text()
+            text = (self.training / "log.jsonl").read_text()
         except (OSError, UnicodeDecodeError):
             return []
         rows = [_parse(line) for line in text.splitlines()]
@@ -91,7 +95,9 @@ class RunFolder:
 
     @cached_property
     def samples(self) -> list[Path]:
-        return sorted((self.root / "train" / "samples").glob("*.png"), key=lambda path: (_digits(path), path.name))
+        """Sheets named by the images seen, oldest first; the reconstructions of autoencoders hold real images and are none."""
+        sheets = (self.training / "samples").glob("*.png")
+        return sorted((path for path in sheets if images_seen(path) is not None), key=lambda path: int(path.stem))
 
     @cached_property
     def nearest(self) -> Path | None:
@@ -206,13 +212,6 @@ def _parse(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _digits(path: Path) -> int:
-    """The number in a file name, -1 without one: sample sheets are named by the images seen."""
-    digits = "".join(letter for letter in path.stem if letter.isdigit())
-    return int(digits) if digits else -1
-
-
 def images_seen(path: Path) -> int | None:
-    """The number of images seen that a sample sheet's name holds."""
-    number = _digits(path)
-    return number if number >= 0 else None
+    """The number of images seen that names a sample sheet; None of other pictures."""
+    return int(path.stem) if path.stem.isdecimal() else None

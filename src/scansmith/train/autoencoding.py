@@ -70,7 +70,10 @@ class Autoencoding(Objective):
         average.factor.copy_(torch.linalg.cholesky(covariance))  # type: ignore[operator]
 
     def leave(self, average: nn.Module, data: Dataset, level: Level, run: Path, device: torch.device) -> None:
-        """latents.npz (codes of every image with its case, slice, split and label) and samples/reconstructions.png."""
+        """latents.npz (codes of every image with its case, slice, split and label) and samples/reconstructions.png.
+
+        Where classes are learned, images without a label have neither.
+        """
         classes = torch.from_numpy(data.classes()) if self.generator_arguments["classes"] else None
         known = np.arange(len(data)) if classes is None else np.flatnonzero(data.classes() >= 0)
         codes = [
@@ -82,9 +85,10 @@ class Autoencoding(Objective):
         columns = {name: data.columns[name][known] for name in ("case", "slice", "split", "label")}
         arrays = {"latents": torch.cat(codes).numpy(), **columns}
         write_atomic(run / "latents.npz", lambda partial: savez(partial, arrays))
-        rows = (data.rows("validation") if len(data.rows("validation")) else data.rows("train"))[:32]
+        split = "validation" if "validation" in columns["split"] else "train"
+        rows = known[columns["split"] == split][:32]
         shown = torch.from_numpy(level.batch(rows)).to(device)
-        chosen = None if classes is None else classes[rows].clamp_min(0).to(device)
+        chosen = None if classes is None else classes[rows].to(device)
         with torch.no_grad():
             again = average.decode(average.encode(shown, chosen)[0], chosen)  # type: ignore[operator]
         pairs = torch.stack([shown, again.clamp(-1.0, 1.0)], dim=1).flatten(0, 1)
