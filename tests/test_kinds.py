@@ -216,7 +216,7 @@ def test_training_finds_the_kinds_keeps_them_and_never_asks_for_the_holdout(tmp_
     assert [len(row) for row in config["network"]["arguments"]["kinds"]] == [2]
     found = kinds.kept(tmp_path / "run")
     assert (found.numbers[data.rows("holdout")] == -1).all() and set(found.numbers[data.rows("train")]) == {0, 1}
-    learned = stage.gather(data, data.level(Grid.choose((32, 32), 32)), 0, CPU, found)
+    learned = stage.gather(data, data.level(Grid.choose((32, 32), 32)), recipe, CPU, found)
     assert learned.classes is None and set(learned.kinds) == {0, 1} and set(learned.real.train_kinds.tolist()) == {0, 1}
     batch = learned.draw(recipe, 0, Group(), schedule(replace(recipe, images=64), 0))
     assert batch.classes is None and len(batch.kinds) == recipe.batch

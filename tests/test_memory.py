@@ -44,7 +44,7 @@ noise = np.random.default_rng(0)
 images = (noise.integers(0, 255, (1, side, side), np.uint8) for _ in range(count))
 dataset.write(folder / "dataset", info, values, images, np.dtype(np.uint8), (1, side, side))
 opened, grid = dataset.Dataset.open(folder / "dataset"), Grid.choose((side, side), side)
-data = stage.gather(opened, opened.level(grid), 0, torch.device("cpu"))
+data = stage.gather(opened, opened.level(grid), recipe, torch.device("cpu"))
 assert data.real is not None
 objective = OBJECTIVES[recipe.objective](recipe, Task(1, grid.shape, 0, 20), grid)
 progress = Progress("test", recipe.images, quiet=True)

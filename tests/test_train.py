@@ -6,6 +6,7 @@ import copy
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,10 +29,24 @@ from scansmith.train import probe as probe_module
 from scansmith.train.objective import Batch, Task
 from scansmith.train.objectives import OBJECTIVES
 from scansmith.train.parallel import Group
-from scansmith.train.probe import IMAGES_PER_PIXEL, Clock, Probe, affordable, for_grid
+from scansmith.train.probe import (
+    FEWEST_JUDGED,
+    FEWEST_TICKS,
+    IMAGES_PER_PIXEL,
+    JUDGED_COST,
+    TICK_COST,
+    WATCHED,
+    Clock,
+    Probe,
+    affordable,
+    expectation,
+    for_grid,
+    watching,
+)
 from scansmith.train.recipes import RECIPES, Recipe, augmentation_strength, penalty_weight, schedule
 from scansmith.train.stage import common_orientation
 from scansmith.train.start import warm_start
+from scansmith.train.watchman import Act
 
 CPU = torch.device("cpu")
 TINY = Recipe(
@@ -150,6 +165,87 @@ def test_probe_times_real_steps_and_plans_the_images_that_fit():
     assert planned.images == 1520 and reasons[0] == "why" and "1,520 images" in reasons[2]
 
 
+@pytest.mark.parametrize(("classes", "dimensions"), [(0, 2), (2, 2), (12, 3)])
+def test_more_time_is_never_expected_to_give_worse_images(classes, dimensions):
+    """The figures of the plan, by the number of images shown."""
+    found = []
+    for images in (1_000, 10_000, 40_000, 200_000):
+        said = expectation(
+            replace(RECIPES["relativistic"], images=images, target=64, train_images=700), classes, dimensions
+        )
+        ratio = re.search(r"([\d.]+) to ([\d.]+) times", said)
+        variety = re.search(r"and (\d+)% to (\d+)% of their variety", said)
+        found.append([float(value) for value in (*ratio.groups(), *variety.groups())])
+        assert ("more minutes" in said) == (images == 1_000)
+    ratios, recalls = np.array(found)[:, :2], np.array(found)[:, 2:]
+    assert (np.diff(ratios, axis=0) <= 0).all() and (np.diff(ratios[:, 1]) < 0).all()
+    assert (np.diff(recalls, axis=0) >= 0).all() and recalls.max() < 95
+
+
+@pytest.mark.parametrize(
+    ("count", "classes", "dimensions", "said"),
+    [
+        (700, 0, 2, ()),
+        (19, 0, 2, ("19 training images are fewer than the 100",)),
+        (1000, 4, 2, ("250 images a class",)),
+        (20_000, 20, 2, ("20 classes",)),
+        (50, 2, 3, ("50 training volumes", "25 volumes a class", "hippocampi")),
+    ],
+)
+def test_what_was_never_measured_is_doubted_in_the_plan(count, classes, dimensions, said):
+    recipe = replace(RECIPES["relativistic"], images=50_000, target=64, train_images=count)
+    doubts = expectation(recipe, classes, dimensions).split("; ")[1:]
+    assert len(doubts) == len(said) and all(words in doubt for words, doubt in zip(said, doubts))
+    assert "a relative of the default" in expectation(replace(recipe, name="dcgan"), classes, dimensions)
+
+
+@pytest.mark.parametrize("images", [1_000, 6_000, 12_000, 25_000, 50_000, 150_000, 10**7])
+def test_ticks_cost_two_per_cent_of_a_run_unless_the_fewest_cost_more(images):
+    ticks, judged = watching(images, 24)
+    cost = ticks * (TICK_COST + JUDGED_COST * judged) / images
+    assert FEWEST_TICKS <= ticks <= 24 and FEWEST_JUDGED <= judged <= watch.MOST
+    assert cost <= WATCHED or (ticks, judged) == (FEWEST_TICKS, FEWEST_JUDGED)
+    assert (ticks, judged) != (FEWEST_TICKS, FEWEST_JUDGED) or images < 10_000
+    assert watching(images, 4)[0] == 4  # no more than was asked
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 100, 389])
+def test_ticks_lie_evenly_over_a_run_and_the_last_at_its_end(steps):
+    recipe = replace(TINY, images=steps * TINY.batch, ticks=6)
+    ticks = [step + 1 for step in range(steps) if loop.due(recipe, step)]
+    gaps = np.diff([0, *ticks])
+    assert ticks[-1] == steps and len(ticks) == min(6, steps) and gaps.max() - gaps.min() <= 1
+
+
+def test_the_reference_has_no_more_images_than_a_tick_judges(tmp_path):
+    opened = dataset.Dataset.open(make_dataset(tmp_path / "d", count=160))
+    level = opened.level(Grid.choose((16, 16), 16))
+    sizes = [len(stage.gather(opened, level, replace(TINY, judged=most), CPU).real.features) for most in (20, 256)]
+    assert sizes == [20, 40]
+
+
+@pytest.mark.parametrize(
+    ("quality", "name"), [(0.9, "as real images"), (1.29, "as real images"), (1.5, "near"), (3.0, "some way"), (5.0, "far")]
+)  # fmt: skip
+def test_the_bar_says_quality_and_health_in_words(quality, name):
+    said = feed.words({"quality": quality, "diversity": 0.8}, "healthy")
+    assert said.startswith(f"quality {quality:.1f} ({name}") and said.endswith("diversity 80% of real, healthy")
+    assert feed.words({"quality": None, "diversity": None}, "recovering").endswith("to say, recovering")
+
+
+def test_what_the_watchman_does_is_told_at_once_and_stays(tmp_path, capsys, monkeypatch):
+    """The words of an act were once overwritten by those of the tick, and never seen in a log."""
+    said = []
+    monkeypatch.setattr(loop.Watchman, "tick", lambda self, row, images: [Act("decline", "warn", f"at {images}")])
+    monkeypatch.setattr(Progress, "say", lambda self, words: said.append(words))
+    fit_tiny(tmp_path / "run", tiny_data(tmp_path / "d")[1])
+    assert said[1:] == ["at 32", "at 64", "at 96"]
+    monkeypatch.undo()
+    with Progress("training", 10) as progress:
+        progress.say("losses jump: back to the last good weights")
+    assert capsys.readouterr().err == "training: losses jump: back to the last good weights\n"
+
+
 def test_the_probe_takes_the_fastest_candidate_and_leaves_out_what_fails(monkeypatch):
     """bf16 fails on this made-up machine, channels-last is twice as fast, and one busy moment does not change that."""
     calls = []
@@ -203,7 +299,7 @@ def test_a_labelled_set_with_fewer_validation_images_than_are_scored_is_watched(
     assert watch.FEWEST <= len(opened.rows("validation")) < watch.SCORED
     result = train(opened.root, tmp_path / "run", minutes=0.02, images=96, side=16)
     ticks = [row for row in checkpoint.read_log(tmp_path / "run" / "log.jsonl") if row["kind"] == "tick"]
-    assert len(ticks) == 6 and all(row["reference"] == "validation" for row in ticks) and result["quality"] > 0
+    assert len(ticks) == 4 and all(row["reference"] == "validation" for row in ticks) and result["quality"] > 0
 
 
 def test_unbalanced_classes_are_drawn_by_the_square_root_of_their_counts():
@@ -627,10 +723,29 @@ def test_from_takes_the_grid_of_the_model_says_so_and_is_not_repeated_on_resume(
         train(opened, tmp_path / "run", **command)
     monkeypatch.setattr(loop, "fit", fit)
     result = train(opened, tmp_path / "run", **command)
-    assert result["grid"] == [16, 16] and result["images"] == 96 and len(calls) == 1
+    assert result["grid"] == [16, 16] and result["images"] == 64 and len(calls) == 1
     assert any("started from another model: 100% of the generator's" in sentence for sentence in result["plan"])
     with pytest.raises(ValueError, match="from"):
         train(opened, tmp_path / "run", minutes=0.02, images=64)
+
+
+def test_a_run_that_no_longer_fits_into_memory_is_refused_before_it_goes_on(trained, tmp_path, monkeypatch):
+    made, _ = trained
+    fit = loop.fit
+
+    def interrupted(objective, recipe, data, folder, group, deadline_s, progress):
+        fit(objective, recipe, data, folder, group, 0.0, progress)
+        raise Interrupted("now")
+
+    monkeypatch.setattr(loop, "fit", interrupted)
+    with pytest.raises(Interrupted):
+        train(made, tmp_path / "run", minutes=0.02, images=64)
+    monkeypatch.setattr(loop, "fit", fit)
+    with monkeypatch.context() as poor:
+        poor.setattr(stage.memory, "available", lambda device: 2**20)
+        with pytest.raises(ValueError, match="that fits into"):
+            train(made, tmp_path / "run", minutes=0.02, images=64)
+    assert train(made, tmp_path / "run", minutes=0.02, images=64)["images"] == 64
 
 
 def test_images_of_another_shape_go_onto_the_grid_of_the_model_that_is_started_from(trained, tmp_path):

@@ -31,7 +31,9 @@ from scansmith.train.watchman import (
     MOST_AUGMENT,
     OVERFIT,
     PROBATION,
+    SAW,
     SKIPS,
+    WAY_OUT,
     WINDOW,
     Act,
     Watchman,
@@ -195,7 +197,7 @@ def test_the_ladder_is_climbed_in_its_fixed_order_to_an_end_that_says_what_to_do
     assert kinds(done[0]) == ["roll_back"]
     assert [kinds(acts)[-1] for acts in done] == list(LADDER)
     assert all(kinds(acts)[0] == "roll_back" for acts in done[1:-1])
-    assert "--seed" in done[-1][0].words and "--from" in done[-1][0].words
+    assert done[-1][0].words.endswith(WAY_OUT["loss_spike"]) and "--seed" in done[-1][0].words
     order = ["roll_back", "raise_gamma", "lower_rate", "raise_augmentation", "end"]
     assert [order.index(rung) for rung in LADDER] == sorted(order.index(rung) for rung in LADDER)
 
@@ -462,6 +464,25 @@ def test_features_that_are_not_finite_give_no_numbers():
     row = watch.measure(Fixed(np.full((40, 1, 16, 16), np.nan, np.float32)), 0, [], real, CPU)
     assert {row[key] for key in ("quality", "diversity", "coverage", "recall", "copying", "overfit")} == {None}
     assert np.isfinite(features(blobs(2, 0))).all()
+
+
+def test_health_is_said_in_words():
+    watchman = Watchman(RECIPE)
+    assert watchman.health == "healthy"
+    watchman.state["burden"] = 1.0
+    assert watchman.health == f"perhaps {SAW['loss_spike']}"
+    late = RECIPE.images // 2
+    watchman.tick({**GOOD, "diversity": 0.01}, late)
+    assert watchman.health == f"perhaps {SAW['collapse']}"
+    watchman.tick({**GOOD, "diversity": 0.01}, late + WINDOW * RECIPE.batch)
+    assert watchman.health == "recovering"
+    assert Watchman(replace(RECIPE, watch=False)).health == "not watched"
+
+
+def test_every_reason_has_words_and_a_way_out_of_its_own_kind():
+    assert SAW.keys() == WAY_OUT.keys()
+    assert "gamma" in WAY_OUT["weak_penalty"] and "intensities" in WAY_OUT["not_finite"]
+    assert "add scans" in WAY_OUT["memorising"] and "--seed" not in WAY_OUT["memorising"]
 
 
 # ------------------------------------------------------------------------------------------------ real runs

@@ -284,6 +284,15 @@ class Progress:
                 flush=True,
             )
 
+    def say(self, words: str) -> None:
+        """One line of its own, at once, that stays above the bar."""
+        if self.quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(f"{self.title}: {words}", markup=False, highlight=False)
+        else:
+            print(f"{self.title}: {words}", file=sys.stderr, flush=True)
+
     def resume(self, done: int) -> None:
         """Count the rate from `done` on: what an earlier start did took no time of this one."""
         self.done = self._start_count = done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -135,8 +136,14 @@ def scoring(objective: Objective, recipe: Recipe, images: int, now: Values) -> w
     return scores
 
 
-def words(row: dict[str, Any]) -> str:
-    """What the progress bar says of a tick."""
-    if row["quality"] is None:
-        return "quality: too few images to say"
-    return f"quality {row['quality']:.1f} x two real halves (1 is best), diversity {row['diversity']:.0%}"
+# Fréchet distance over that of real images -> how it is called.
+NAMED = ((1.3, "as real images among themselves"), (2.0, "near"), (5.0, "some way off"), (math.inf, "far off"))
+
+
+def words(row: dict[str, Any], health: str) -> str:
+    """What the progress bar says of a tick: quality and diversity beside those of real images, and the watchman's `health`."""
+    quality = row["quality"]
+    if quality is None:
+        return f"quality: too few images to say, {health}"
+    name = next(name for limit, name in NAMED if quality < limit or limit == math.inf)
+    return f"quality {quality:.1f} ({name}), diversity {row['diversity']:.0%} of real, {health}"

@@ -57,14 +57,13 @@ def fit(
     watchman, choice = Watchman(recipe, state["watchman"]), Choice(recipe, **state["choice"])
     progress.resume(state["step"] * recipe.batch)
     log = checkpoint.Log(run, state["step"] * recipe.batch or -1, writes=group.main)
-    tick_every = max(1, recipe.steps // recipe.ticks)
     began, means, cut = time.monotonic() - state["seconds"], Means(state["means"]), False
 
     def carry_out(acts: Sequence[Act], images: int) -> None:
         """Log acts; those that only the loop can do are done here, the others speak through `watchman.adjusted`."""
         for act in acts:
             log.write({"kind": "act", "images": images, "reason": act.reason, "act": act.act, "words": act.words})
-            progress.update(images, act.words)
+            progress.say(act.words)
             if act.act == "roll_back":
                 keeper.roll_back()
             if act.act == "end":
@@ -91,7 +90,7 @@ def fit(
             seconds = time.monotonic() - began
             cut, stop = agreed(group, seconds > deadline_s and step + 1 < recipe.steps, stopping())
             state |= {"step": step + 1, "seconds": seconds}
-            if cut or (step + 1) % tick_every == 0 or step + 1 == recipe.steps or state["ended"]:
+            if cut or due(recipe, step) or state["ended"]:
                 row = tick_row(images, seconds, progress.rate, means, now, cut)
                 seen = data.observe(objective, average, recipe, run, images, now, group.device) if group.main else {}
                 row |= group.agree(seen)
@@ -103,7 +102,7 @@ def fit(
                     state["ended"] = state["ended"] or "done"
                 state |= {"watchman": watchman.to_json(), "choice": choice.to_json(), "means": {}}
                 keeper.save(state, good=watchman.healthy)
-                progress.update(images, words(row))
+                progress.update(images, words(row, watchman.health))
             elif stop:
                 state |= {"watchman": watchman.to_json(), "means": means.sums}
                 keeper.save(state)
@@ -116,6 +115,11 @@ def fit(
     if group.main:
         objective.settle(best, *data.typical(recipe, group.device), last=True)
     return best, outcome_of(state, recipe, choice, cut)
+
+
+def due(recipe: Recipe, step: int) -> bool:
+    """Whether a tick follows this step: `ticks` of them evenly over the run, the last at its end."""
+    return (step + 1) * recipe.ticks // recipe.steps > step * recipe.ticks // recipe.steps
 
 
 def agreed(group: Group, *wishes: bool) -> list[bool]:

@@ -11,7 +11,7 @@ import torch
 
 from ..dataset import Level
 from ..runtime import cpu_count
-from . import loop, memory
+from . import loop, memory, watch
 from .feed import Images
 from .objective import Task
 from .objectives import OBJECTIVES
@@ -25,9 +25,12 @@ FIRST = {2: 64, 3: 32}  # the grid that is timed first
 # Measured at 64 px: 20,000 hands are recognisable, with different poses (docs/log.md).
 IMAGES_PER_PIXEL = 20_000 / 64
 LIKE = "as the model that is started from"
-IMAGES_A_TICK = 4000  # at least, above FEWEST_TICKS: measuring takes about as long as training on a hundred images
-FEWEST_TICKS = 6
-OVERHEAD = 0.05  # share of the training time that ticks take: samples, features, sheet, checkpoint
+# A tick takes as long as training on so many images, and so many more for each that it judges: measured at 32 and 64 px,
+# where 256 of them cost 70 (docs/log.md).
+TICK_COST, JUDGED_COST = 25.0, 0.2
+WATCHED = 0.02  # share of a run that its ticks may take, above the fewest
+FEWEST_TICKS, FEWEST_JUDGED = 4, 64
+OVERHEAD = 0.05  # share of the training time that is no step: ticks and checkpoints
 
 
 # A size is taken only if the minutes show this many images with it, in proportion to the longer side over 64 pixels, and if
@@ -51,11 +54,14 @@ class Probe:
         recipe: whole but for its length.
         step_s: seconds of one step.
         reasons: why, in words.
+        classes, dimensions: of the task.
     """
 
     recipe: Recipe
     step_s: float
     reasons: tuple[str, ...]
+    classes: int = 0
+    dimensions: int = 2
 
     def images_in(self, seconds: float) -> int:
         """Images that so many seconds of training show, ticks taken off."""
@@ -70,28 +76,86 @@ class Probe:
 
     def lasting(self, images: int) -> tuple[Recipe, list[str]]:
         """The whole recipe for a run of `images`, at least one step per tick, and all reasons."""
-        ticks = min(self.recipe.ticks, max(FEWEST_TICKS, images // IMAGES_A_TICK))
-        recipe = replace(self.recipe, images=max(images, ticks * self.recipe.batch), ticks=ticks)
+        ticks, judged = watching(images, self.recipe.ticks)
+        recipe = replace(self.recipe, images=max(images, ticks * self.recipe.batch), ticks=ticks, judged=judged)
         times = recipe.images / max(recipe.train_images, 1)
         augmented = f"{penalty_words(recipe)}; augmentation up to {recipe.augment:.2f} for {recipe.train_images:,} training images"
         if recipe.objective != "synthesis":
             augmented = "no discriminator: nothing is augmented"
         length = f"{recipe.images:,} images shown ({times:.0f} times each of {recipe.train_images:,}), about {recipe.images / self.recipe.batch * self.step_s / 60:.1f} min at {self.recipe.batch / self.step_s:.0f} images/s"
-        return recipe, [*self.reasons, augmented, length, expectation(recipe)]
+        return recipe, [*self.reasons, augmented, length, expectation(recipe, self.classes, self.dimensions)]
 
 
-def expectation(recipe: Recipe) -> str:
-    """What to expect of so many images on this grid, from runs of the default recipe on hands, CT and hippocampi (docs/log.md)."""
-    share = recipe.images / (IMAGES_PER_PIXEL * recipe.target)
+def watching(images: int, most: int) -> tuple[int, int]:
+    """How often a run of so many images is looked at, `most` times at most, and how many images are judged each time.
+
+    `WATCHED` of the time, unless the fewest of both take more.
+    """
+    granted = WATCHED * images
+    ticks = min(most, max(FEWEST_TICKS, int(granted / (TICK_COST + JUDGED_COST * watch.MOST))))
+    judged = int((granted / ticks - TICK_COST) / JUDGED_COST)
+    return ticks, min(watch.MOST, max(FEWEST_JUDGED, judged))
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What runs of the default recipe reached that had shown `share` of the images that their grid needs, or more.
+
+    Attributes:
+        share: of `IMAGES_PER_PIXEL` times the longer side.
+        looks: in words.
+        ratio: lowest and highest Fréchet distance to held-out images over that of training images.
+        recall: lowest and highest share of the variety of held-out images that samples reach; real ones have about .95.
+    """
+
+    share: float
+    looks: str
+    ratio: tuple[float, float]
+    recall: tuple[float, float]
+
+
+# Held-out figures of docs/benchmarks.md and docs/log.md: 7,760 to 131,000 images shown of 100 to 1,800 hands, CT, and four kinds.
+EXPECTED = (
+    Expected(0.0, "shapes without detail", (1.2, 2.9), (0.2, 0.5)),
+    Expected(0.38, "recognisable anatomy with soft or wrong texture", (1.1, 2.1), (0.4, 0.7)),
+    Expected(1.5, "crisp images at first sight, which a trained classifier still tells from real ones", (0.9, 1.7), (0.55, 0.85)),
+    Expected(5.0, "images close to real ones at this size; the evaluation says how close", (0.9, 1.6), (0.6, 0.85)),
+)  # fmt: skip
+FEWEST_MEASURED, MOST_CLASSES_MEASURED = 100, 4  # training images and classes of those runs
+FEWEST_IN_CLASS = 500  # training images; the smallest class that was measured
+
+
+def expectation(recipe: Recipe, classes: int = 0, dimensions: int = 2) -> str:
+    """What to expect of so many images shown on this grid, from so many training images of so many classes."""
     if recipe.name != "relativistic":
         return "a relative of the default recipe, kept to compare with: expect less of it"
-    if share < 0.4:
-        return "expect shapes without detail: give more minutes or a smaller --side"
-    if share < 1.5:
-        return "expect recognisable anatomy with soft or wrong texture"
-    if share < 5.0:
-        return "expect crisp images at first sight, which a trained classifier still tells from real ones"
-    return "expect images close to real ones at this size; the evaluation says how close"
+    share = recipe.images / (IMAGES_PER_PIXEL * recipe.target)
+    found = next(one for one in reversed(EXPECTED) if share >= one.share)
+    said = f"expect {found.looks}: a Fréchet distance of {found.ratio[0]:.1f} to {found.ratio[1]:.1f} times that of real images, and {found.recall[0]:.0%} to {found.recall[1]:.0%} of their variety (real ones reach 95%)"
+    return "; ".join([said, *doubts(recipe, share, classes, dimensions)])
+
+
+def doubts(recipe: Recipe, share: float, classes: int, dimensions: int) -> list[str]:
+    """Why less is to be expected than of the runs that were measured, and what would help."""
+    count, unit = recipe.train_images, "images" if dimensions == 2 else "volumes"
+    found = []
+    if share < EXPECTED[1].share:
+        found.append("more minutes or a smaller --side would help")
+    if count < FEWEST_MEASURED:
+        found.append(
+            f"less variety, since {count:,} training {unit} are fewer than the {FEWEST_MEASURED} behind these figures: more scans, or --from another model"
+        )
+    if classes and count / classes < FEWEST_IN_CLASS:
+        found.append(
+            f"less within a class, since {count / classes:,.0f} {unit} a class are fewer than the {FEWEST_IN_CLASS} of the smallest class measured"
+        )
+    if classes > MOST_CLASSES_MEASURED:
+        found.append(f"less with {classes} classes, since {MOST_CLASSES_MEASURED} are the most that were measured")
+    if dimensions == 3:
+        found.append(
+            "of volumes only hippocampi of 24 x 32 x 24 voxels were measured (1.2 and 65%), with right shapes and noisy texture"
+        )
+    return found
 
 
 def probe(
@@ -154,7 +218,7 @@ def probe(
         f"{' x '.join(map(str, grid.shape))} {'pixels' if grid.dimensions == 2 else 'voxels'} (stored: {' x '.join(map(str, task.size))}{held}): {(LIKE if task.like else 'as asked') if side else reason_for(recipe.target, shown)}",
         f"size {recipe.size} ({recipe.generator}, width {recipe.width}): {(size_words or 'as asked') if size != 'auto' else 'the largest that the minutes show enough images'}; batch {recipe.batch}; needs about {needs / 2**30:.1f} GB of memory",
     ]
-    return Probe(recipe, step_s, tuple(reasons))
+    return Probe(recipe, step_s, tuple(reasons), task.classes, len(task.size))
 
 
 def penalty_words(recipe: Recipe) -> str:

@@ -23,7 +23,8 @@ class Recipe:
         kinds: whether kinds of images are looked for and told to both networks, see `kinds`.
         batch: real images per step, over all processes.
         images: real images shown in the whole run (chosen); all schedules are fractions of it.
-        ticks: how often quality is measured, logged and checkpointed in a run (chosen: every 25 s and 4,000 images, 6 to 24 times).
+        ticks: how often quality is measured, logged and checkpointed in a run (chosen: every 25 s at most, 4 to 24 times).
+        judged: images that a tick judges at most (chosen: fewer in short runs, so that all ticks take 2 % of the time).
         critic_steps: D moves at every step, G at each `critic_steps`-th.
         learning_rate, learning_rate_end: Adam's rate, cosine over the burn-in.
         beta1: Adam's first decay.
@@ -53,6 +54,7 @@ class Recipe:
     batch: int = 16
     images: int = 0
     ticks: int = 24
+    judged: int = 256
     critic_steps: int = 1
     learning_rate: float = 1e-3
     learning_rate_end: float = 2.5e-4

@@ -19,7 +19,7 @@ from .. import __version__, model
 from ..dataset import Dataset, Level
 from ..preprocess import Grid
 from ..runtime import Progress, choose_device, derive_seed, write_json
-from . import checkpoint, loop, watch
+from . import checkpoint, loop, memory, watch
 from . import kinds as hidden
 from .feed import Images
 from .objective import Objective, Task
@@ -120,8 +120,11 @@ def run_training(
             probed = wish.probed(base, task, group)
         grid = task.grid(group.agree(earlier[0].target if earlier else probed.recipe.target if probed else None))
         kinds = found_kinds(data, grid, run, group) if (earlier[0] if earlier else base).kinds else None
-        learned = gather(data, level_for_all(data, grid, group), wish.seed, group.device, kinds)
+        level = level_for_all(data, grid, group)
         recipe, reasons = earlier or planned(probed, wish, began, group)
+        if earlier:  # the probe looks at a new one
+            memory.refuse_if_too_large(recipe, task, grid, group.device, group.size)
+        learned = gather(data, level, recipe, group.device, kinds)
         torch.manual_seed(wish.seed)  # the networks' first weights
         objective = OBJECTIVES[recipe.objective](recipe, task, grid, kinds.shares if kinds else ())
         told = [warm_start(objective, wish.start)] if wish.start and begins else []
@@ -185,7 +188,11 @@ def finish(
     model_folder: Path,
     device: torch.device,
 ) -> dict[str, Any]:
-    """The model folder, what the objective leaves besides, and result.json."""
+    """The model folder, what the objective leaves besides, and result.json.
+
+    On a GPU "device_peak_bytes" is the most of its memory that this process held, reserved by torch's allocator: more than
+    the tensors filled, and what no other program could have had. The probe is part of the process.
+    """
     made = model.save(model_folder, best, configuration(data, recipe, grid, objective, outcome))
     objective.leave(best, data, data.level(grid), run, device)
     acts = [row for row in checkpoint.read_log(run / "log.jsonl") if row["kind"] == "act"]
@@ -196,6 +203,8 @@ def finish(
         "plan": reasons,
         "acts": [row["words"] for row in acts],
     }
+    if device.type == "cuda":
+        result["device_peak_bytes"] = torch.cuda.max_memory_reserved(device)
     write_json(run / "result.json", result)
     return {"model": str(model_folder), **result}
 
@@ -268,17 +277,19 @@ def found_kinds(data: Dataset, grid: Grid, run: Path, group: Group) -> hidden.Ki
     return hidden.kept(run)
 
 
-def gather(data: Dataset, level: Level, seed: int, device: torch.device, kinds: hidden.Kinds | None = None) -> Images:
+def gather(
+    data: Dataset, level: Level, recipe: Recipe, device: torch.device, kinds: hidden.Kinds | None = None
+) -> Images:
     """Training rows, their classes and kinds, and the reference for quality; the holdout is not touched."""
     rows, classes = training_rows(data), data.classes() if labels_of(data) else None
     told = kinds.numbers if kinds else classes
-    random = np.random.default_rng(derive_seed(seed, "reference"))
+    random = np.random.default_rng(derive_seed(recipe.seed, "reference"))
     sample = random.permutation(rows)[: 2 * watch.MOST]
     validation = random.permutation(validation_rows(data))[: watch.MOST]
+    sides = (None, None) if told is None else (told[sample], told[validation])
     real = watch.reference(
-        level.batch(sample), level.batch(validation), seed, device,
-        *((None, None) if told is None else (told[sample], told[validation])),
-    )  # fmt: skip
+        level.batch(sample), level.batch(validation), recipe.seed, device, sides[0], sides[1], recipe.judged
+    )
     if classes is None or told is None:
         return Images(level, rows, None, real, None if told is None else told[rows])
     # Ticks show classes as often as the images that they are compared with.

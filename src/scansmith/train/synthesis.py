@@ -18,7 +18,7 @@ from .objective import Batch, Objective, Task
 from .recipes import Recipe
 
 # Latents from which batch norm's statistics are taken: at a tick, and at the end, there fewer of images above 64 x 64.
-SETTLING, SETTLING_LAST, LAST_VALUES = 256, 4096, 4096 * 64 * 64
+SETTLING, SETTLING_LAST, LAST_VALUES = 128, 4096, 4096 * 64 * 64
 
 
 class Synthesis(Objective):

@@ -67,11 +67,12 @@ def reference(
     device: torch.device,
     train_kinds: np.ndarray | None = None,
     validation_kinds: np.ndarray | None = None,
+    most: int = MOST,
 ) -> Reference | None:
     """The reference from encoded images (N, C, *spatial); None when there are too few or they are too small.
 
     Never sees the holdout. With fewer than 16 validation images the training set is halved, and the name says so. The
-    floor is a mean over several draws of training images: one draw of 100 is off by a third.
+    floor is a mean over several draws of training images: one draw of 100 is off by a third. At most `most` images are compared.
     """
     random = np.random.default_rng(derive_seed(seed, "watch"))
     order = random.permutation(len(train))
@@ -82,7 +83,7 @@ def reference(
     real_kinds, other_kinds = validation_kinds, train_kinds
     if name == "train" and train_kinds is not None:
         real_kinds, other_kinds = train_kinds[:half], train_kinds[half:]
-    count = min(len(real), len(others), MOST)
+    count = min(len(real), len(others), most)
     if count < FEWEST or min(real.shape[2:]) < SMALLEST[real.ndim - 2]:
         return None
     real = real[:count]

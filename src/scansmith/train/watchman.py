@@ -93,7 +93,21 @@ DID = {
     "raise_augmentation": "augmentation is raised",
     "lower_augmentation": "augmentation is lowered again",
 }
-WAY_OUT = "add scans, start again with another --seed or a smaller --size, or start --from a pretrained model"
+AGAIN = "start again with another --seed, and if it ends so again with a smaller --side or --size"
+SCANS = "add scans, or start --from a pretrained model"
+WAY_OUT = {
+    "not_finite": f"look through the prepared images for wrong intensities, and {AGAIN}",
+    "gradient_spike": f"look through the prepared images for wrong intensities, and {AGAIN}",
+    "loss_spike": f"{AGAIN}; a recipe of your own needs a lower learning rate",
+    "weak_penalty": "leave gamma to the plan (-1), or give it a larger value in the recipe",
+    "score_gap": f"{SCANS}, or {AGAIN}",
+    "collapse": f"{AGAIN}; {SCANS}",
+    "low_coverage": f"{AGAIN}; {SCANS}",
+    "decline": f"{AGAIN}; {SCANS}",
+    "oscillation": f"{AGAIN}; a recipe of your own needs a larger gamma or a lower learning rate",
+    "memorising": SCANS,
+    "overfitting": SCANS,
+}
 
 
 @dataclass(frozen=True)
@@ -304,9 +318,9 @@ class Watchman:
             return [self._act(reason, "raise_augmentation")]
         state["saturated"][reason] = state["saturated"].get(reason, 0) + 1
         if memorising and state["saturated"][reason] >= 2:
-            return [Act(reason, "end", f"{SAW[reason]}, whatever the augmentation: {WAY_OUT}")]
+            return [Act(reason, "end", f"{SAW[reason]}, whatever the augmentation: {WAY_OUT[reason]}")]
         if state["saturated"][reason] == 1:
-            return [Act(reason, "warn", f"{SAW[reason]}, and augmentation is at its limit: {WAY_OUT}")]
+            return [Act(reason, "warn", f"{SAW[reason]}, and augmentation is at its limit: {WAY_OUT[reason]}")]
         return []
 
     # ------------------------------------------------------------------------------------------------ acts
@@ -321,7 +335,7 @@ class Watchman:
         remedy = self._next_rung(reason)
         self._forget()
         if remedy == "end" or state["climbs"] > MOST_CLIMBS:
-            return [Act(reason, "end", f"{SAW[reason]}, and no remedy held: {WAY_OUT}")]
+            return [Act(reason, "end", f"{SAW[reason]}, and no remedy held: {WAY_OUT[reason]}")]
         # The weights of a run whose penalty is weak are not spoiled.
         acts = [] if reason == "weak_penalty" else [self._act(reason, "roll_back")]
         if remedy == "raise_gamma":
@@ -376,6 +390,17 @@ class Watchman:
             learning_rate=now.learning_rate * state["rate"],
             augment=min(MOST_AUGMENT, max(0.0, now.augment + state["augment"])) if state["augment"] else now.augment,
         )
+
+    @property
+    def health(self) -> str:
+        """How the run is, in words."""
+        if not self.recipe.watch:
+            return "not watched"
+        if self.state["bad"]:
+            return f"perhaps {SAW[next(iter(self.state['bad']))]}"
+        if self._on_probation:
+            return "recovering"
+        return "healthy" if self.state["burden"] == 0.0 else f"perhaps {SAW['loss_spike']}"
 
     def to_json(self) -> dict[str, Any]:
         """The whole memory, plain JSON."""
