@@ -1,4 +1,4 @@
-"""The strided pair: cheap layers that see many images in little time; the winner of the equal-time trial.
+"""The strided pair: cheap layers that see many images in little time.
 
 Radford 2015 (DCGAN) gave the layout; here the generator upsamples by nearest neighbour, the discriminator has no
 normalisation (a gradient penalty and batch statistics do not mix) and ends in float32. The generator's batch norm is

@@ -34,7 +34,7 @@ OVERHEAD = 0.05  # share of the training time that is no step: ticks and checkpo
 
 
 # A size is taken only if the minutes show this many images with it, in proportion to the longer side over 64 pixels, and if
-# there are this many training images. The steps are a plan: up to an hour on two cores "tiny" wins (docs/benchmarks.md).
+# there are this many training images. The steps are a plan: sizes were not compared over hours.
 IMAGES_FOR_SIZE = {"tiny": 0, "small": 500_000, "base": 3_000_000, "large": 15_000_000}
 SCANS_FOR_SIZE = {"tiny": 0, "small": 0, "base": 1_000, "large": 50_000}
 CLEARLY = 1.15  # times the fastest machine setting's seconds, within which the usual one is kept

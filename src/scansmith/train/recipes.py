@@ -83,7 +83,7 @@ class Recipe:
         return max(1, self.images // self.batch)
 
 
-# As the article and the papers train: constant rates, no average, no penalty, nobody who watches.
+# As the article and the papers train, but for augmentation: constant rates, no average, no penalty, nobody who watches.
 _PLAIN: dict[str, Any] = {
     "batch": 32,
     "penalty": "none",
@@ -140,8 +140,7 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 
-# size -> (family of the pair, width). The strided pair for short runs, the residual pair for long ones: at a fixed time the
-# cheap network sees more images, and under an hour on two cores it wins (docs/benchmarks.md).
+# size -> (family of the pair, width). The strided pair, whose steps are cheap, for short runs, the residual pair for long ones.
 SIZES: dict[str, tuple[str, int]] = {
     "tiny": ("strided", 32),
     "small": ("strided", 64),

@@ -144,7 +144,7 @@ class Watchman:
             class_counts: training images of every label that the dataset lists; [] without labels.
         """
         if train_images < FEWEST_IMAGES:
-            few = f"{train_images} training images are too few: a generator could only copy them. Add scans ({FEW_IMAGES} or more), or learn from a phantom or another hospital's model with --from"
+            few = f"{train_images} training images are too few: a generator could only copy them. Add scans ({FEW_IMAGES} or more); with {FEWEST_IMAGES} and more a start --from another model helps"
             return [Act("few_images", "end", few)]
         if sum(count > 0 for count in class_counts) == 1:
             # A label that never changes only adds a constant to z: quality was 1.8 times worse than without it.
