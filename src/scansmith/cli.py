@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_type_hints
 from . import VERBS, __version__
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
-LONGEST_LIST = 20
+LONGEST_LIST = 40
 # What people are shown of a result whose whole is long; --json prints everything.
 SHOWN = {
     "evaluate": ("fake", "verdict", "not_computed", "not_checked"),

@@ -8,13 +8,21 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .evaluate.load import Scans
 
 FEWEST_SAMPLES, MOST_SAMPLES = 200, 2000
 LOOK_S = 0.2  # how often a training process is looked at
+DRAWS = 1000  # for the intervals that `evaluate` does not make
+FEWEST_STRETCHES = 4  # between ticks: fewer do not show how much the speed varies
+FEWEST_SPREAD = 10  # images on each side: as many as `evaluate` wants for recall
 # What is taken from metrics.json: name there -> name in compare.json. Distances are divided by their real/real floor.
 DISTANCES = {"random_conv_frechet": "frechet", "radiomics_frechet": "radiomics"}
 SHARES = ("precision", "recall", "density", "coverage", "near_copies", "nearest_training_median")
@@ -97,12 +105,12 @@ def chosen(recipes: str) -> list[str]:
     Raises:
         ValueError: there is no such recipe, or none at all.
     """
-    from .train.recipes import RECIPES
+    from .train.recipes import makers
 
     names = list(dict.fromkeys(name.strip() for name in recipes.split(",") if name.strip()))
-    unknown = [name for name in names if name not in RECIPES]
+    unknown = [name for name in names if name not in makers()]
     if unknown or not names:
-        raise ValueError(f"expected recipes of {', '.join(RECIPES)} with commas between, got {recipes!r}")
+        raise ValueError(f"expected recipes of {', '.join(makers())} with commas between, got {recipes!r}")
     return names
 
 
@@ -276,18 +284,104 @@ def longer_side(folder: Path) -> int:
 
 
 def measure(dataset: Path, folder: Path, model: str, count: int, seed: int, device: str) -> dict[str, Any]:
-    """Samples of the trained model and their metrics.json, unless both are there."""
+    """What metrics.json holds of samples of the trained model, and their "diversity"; made unless they are there."""
     from .evaluate import evaluate
+    from .report.folder import read_json
     from .synthesize import synthesize
 
-    path = folder / "metrics.json"
-    if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text())
-        if found["fake"] == {"count": count, "model": model}:
-            return found
-    synthesize(folder / "train" / "model", folder / "images", count=count, seed=seed, device=device)
-    # The same draws of held-out images for every recipe and seed.
-    return evaluate(dataset, folder / "images", folder, seed=0, device=device)
+    found = read_json(folder / "metrics.json")
+    if found.get("fake") != {"count": count, "model": model}:
+        synthesize(folder / "train" / "model", folder / "images", count=count, seed=seed, device=device)
+        # The same draws of held-out images for every recipe and seed.
+        found = evaluate(dataset, folder / "images", folder, seed=0, device=device)
+    return {**found, "diversity": diversity(dataset, folder, found, device)}
+
+
+def diversity(dataset: Path, folder: Path, measured: dict[str, Any], device: str) -> dict[str, Any]:
+    """Spread of the samples over the spread of the real images that they were compared with.
+
+    The real images stay, as in `evaluate`; each draw takes as many samples as these are. The floor is what as many
+    training images give.
+
+    Args:
+        measured: metrics.json of the same samples.
+
+    Returns:
+        {"fake", "value", "interval", "floor"}, kept in FOLDER/diversity.json; value and interval None with fewer than 10
+        real images or when these are all alike, floor None then and without training images.
+    """
+    from .evaluate.verdict import choose_sets
+    from .report.folder import read_json
+    from .runtime import write_json
+
+    path = folder / "diversity.json"
+    kept = read_json(path)
+    if kept.get("fake") == measured["fake"]:
+        return kept
+    sets, count = choose_sets(dataset, folder / "images", None, measured["seed"]), measured["compared_per_draw"]
+    real = encoded(sets.reference, "real", count, measured, device)
+    found: dict[str, Any] = {"fake": measured["fake"], "value": None, "interval": None, "floor": None}
+    if len(real) >= FEWEST_SPREAD and (unit := spread(real)) > 0.0:
+        # Draws with replacement from N images find a spread too small by 1 in 2 N.
+        fake, others = (
+            encoded(scans, side, 4 * count, measured, device)
+            for side, scans in (("fake", sets.fake), ("others", sets.others))
+        )
+        found["value"], found["interval"] = resampled(lambda drawn: spread(drawn) / unit, fake, len(real))
+        if len(others):
+            found["floor"], _ = resampled(lambda drawn: spread(drawn) / unit, others, len(real))
+    write_json(path, found)
+    return found
+
+
+def encoded(scans: Scans, side: str, most: int, measured: dict[str, Any], device: str) -> np.ndarray:
+    """Features (N, 512) of at most so many of the scans, at the size that `evaluate` compared them at."""
+    from .evaluate.load import load
+    from .metrics.random_conv import features
+    from .runtime import choose_device
+
+    images, _ = load(scans.sample(most, measured["seed"], side), tuple(measured["size"]))
+    return features(images, device=choose_device(device))
+
+
+def spread(features: np.ndarray) -> float:
+    """Mean distance of the rows of (N, d) from their centre."""
+    import numpy as np
+
+    return float(np.linalg.norm(features - features.mean(axis=0), axis=1).mean())
+
+
+def resampled(statistic: Callable[[np.ndarray], float], rows: np.ndarray, count: int) -> tuple[float, list[float]]:
+    """Mean and [5th, 95th percentile] of a statistic over `DRAWS` draws of so many of the rows with replacement (Efron 1979)."""
+    import numpy as np
+
+    from .evaluate.compare import interval
+    from .runtime import derive_seed
+
+    random = np.random.default_rng(derive_seed(0, "compare", count))
+    values = [statistic(rows[random.integers(len(rows), size=count)]) for _ in range(DRAWS)]
+    return float(np.mean(values)), interval(values)
+
+
+def speed_interval(folder: Path) -> list[float] | None:
+    """[low, high] of a training's images/s: how far the mean moves with the stretches between ticks that are drawn.
+
+    None with fewer than four stretches. It holds how evenly this run went; another run of the same recipe may differ by more.
+    """
+    import numpy as np
+
+    from .report.folder import RunFolder
+
+    marks = [(0.0, 0.0), *((row["images"], row["seconds"]) for row in RunFolder(folder).ticks)]
+    stretches = np.diff(np.array(marks), axis=0)
+    if len(stretches) < FEWEST_STRETCHES:
+        return None
+    return resampled(lambda drawn: per_second(*drawn.sum(axis=0)), stretches, len(stretches))[1]
+
+
+def per_second(images: float, seconds: float) -> float:
+    """Images/s, also of a run too short for its clock."""
+    return float(images / max(seconds, 1e-9))
 
 
 def numbers(trained: dict[str, Any], measured: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -302,29 +396,20 @@ def numbers(trained: dict[str, Any], measured: dict[str, Any], folder: Path) -> 
     for name in SHARES:
         if name in entries:
             found[name] = {key: entries[name][key] for key in ("value", "interval", "floor")}
-    spread = kept_tick(folder, result.get("best_at")).get("diversity")
-    seconds = max(result["seconds"], 1e-9)
-    plain = {"diversity": spread, "images_per_s": result["images"] / seconds, "peak_bytes": trained["peak_bytes"],
+    speed = per_second(result["images"], result["seconds"])
+    found["diversity"] = {key: measured["diversity"][key] for key in ("value", "interval", "floor")}
+    found["images_per_s"] = {"value": speed, "interval": speed_interval(folder), "floor": None}
+    # One number of a training: only several seeds say how much it varies.
+    plain = {"peak_bytes": trained["peak_bytes"], "device_peak_bytes": result.get("device_peak_bytes"),
              "images": result["images"], "seconds": result["seconds"]}  # fmt: skip
-    found |= {
-        name: {"value": value, "interval": None, "floor": None} for name, value in plain.items() if value is not None
-    }
-    if "diversity" in found:
-        found["diversity"]["floor"] = 1.0
+    found |= {name: {"value": value, "interval": None, "floor": None} for name, value in plain.items()}
+    found = {name: entry for name, entry in found.items() if entry["value"] is not None}
     return {
         "numbers": found,
         "verdict": measured["verdict"],
         "compared": measured["compared_per_draw"],
         "split": measured["real"]["split"],
     }
-
-
-def kept_tick(folder: Path, images: int | None) -> dict[str, Any]:
-    """The row of the training log whose model was kept, else the last that holds a measurement; {} without one."""
-    from .report.folder import RunFolder
-
-    rows = [row for row in RunFolder(folder).ticks if row.get("diversity") is not None]
-    return next((row for row in rows if row["images"] == images), rows[-1] if rows else {})
 
 
 def average(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -25,12 +25,20 @@ COLUMNS: dict[str, tuple[str, str, str]] = {
     "precision": ("Precision", "higher", "Share of samples that lie within what real images look like."),
     "recall": ("Recall", "higher", "Share of the variety of real images that the samples reach."),
     "coverage": ("Coverage", "higher", "Share of real images that have a sample of their kind."),
-    "diversity": ("Diversity", "", "Spread of samples among themselves over that of real images, at the end of the training."),
+    "diversity": ("Diversity", "", "Spread of samples among themselves over that of the held-out images; 1 is as varied as these. It sees no error: noise spreads samples too."),
     "near_copies": ("Near copies", "lower", "Share of samples that are near copies of a training image; held-out images, which cannot be copies, give up to 1 % by the same rule."),
     "nearest_training_median": ("Similarity to training", "", "Similarity of half the samples to their nearest training image at least; far above what held-out images reach means memorising."),
-    "images_per_s": ("Images/s", "higher", "Training images shown a second, measurements included."),
-    "peak_bytes": ("Peak memory", "lower", "Most memory that the training process held; on a GPU only what it held beside it."),
+    "images_per_s": ("Images/s", "higher", "Training images shown a second, measurements at ticks included; no interval with fewer than four ticks. Another machine gives other numbers."),
+    "peak_bytes": ("Peak memory", "lower", "Most of the machine's memory that the training process held, not that of a GPU."),
+    "device_peak_bytes": ("Peak GPU memory", "lower", "Most of the GPU's memory that the training process held: what torch reserved, which is more than the tensors filled."),
 }  # fmt: skip
+# Column -> heading in the terminal.
+SHORT = {"frechet": "Fréchet", "radiomics": "radiomics", "precision": "precision", "recall": "recall", "coverage": "coverage",
+         "diversity": "diversity", "near_copies": "copies", "images_per_s": "images/s", "peak_bytes": "memory", "device_peak_bytes": "GPU"}  # fmt: skip
+# Column -> factor, unit and decimals in which it is shown; the others have three significant digits.
+UNITS = {"near_copies": (100.0, " %", 1), "peak_bytes": (1e-9, " GB", 2), "device_peak_bytes": (1e-9, " GB", 2)}
+# Columns that are drawn, in this order.
+PLOTTED = ("frechet", "diversity", "recall", "coverage", "near_copies", "images_per_s", "peak_bytes", "device_peak_bytes")  # fmt: skip
 # What a family is for, whatever this comparison says.
 PURPOSE = {
     "relativistic": "the default: sharp samples that keep their variety, without tuning",
@@ -55,7 +63,7 @@ def write(out: Path, dataset: Dataset, result: dict[str, Any]) -> dict[str, Any]
     folders = {name: RunFolder(out / one["runs"][0]["folder"]) for name, one in result["recipes"].items()}
     context = {
         "result": result, "columns": columns(result["recipes"]), "rows": rows(result["recipes"]), "setup": setup(result),
-        "race": race(out, result["recipes"]), "forest": forest(result["recipes"]), "sheets": sheets(dataset, folders),
+        "race": race(out, result["recipes"]), "forests": forests(result["recipes"]), "sheets": sheets(dataset, folders),
         "purposes": [(name, purpose(name, result["recipes"])) for name in result["recipes"]],
     }  # fmt: skip
     write_atomic(out / "compare.html", environment().get_template("comparison.html").render(context))
@@ -141,7 +149,7 @@ def setup(result: dict[str, Any]) -> list[str]:
         else f"{asked['images']:,} images shown to each"
     )
     said = [
-        f"{length}, one after the other in a process of its own, on a grid of {asked['side']} pixels on the longer side."
+        f"{length}, one after the other in a process of its own, on the same grid, for {asked['side']} pixels on the longer side."
     ]
     if asked["images"] is None and len(result["recipes"]) > 1:
         said.append(spent(result["recipes"]))
@@ -151,15 +159,18 @@ def setup(result: dict[str, Any]) -> list[str]:
         said.append(
             f"{asked['count']:,} samples of each; {runs[0]['compared']:,} at a time were compared with {against}."
         )
-    said.append(
-        "Intervals: 5th to 95th percentile over random draws of images (shares of copies: 95 % confidence)"
-        + (
-            f"; with {asked['seeds']} seeds, values are means, [brackets] hold the lowest and highest seed, and intervals reach over all seeds."
-            if asked["seeds"] > 1
-            else ". One seed: how much another training would differ is not in them."
-        )
+    return [*said, intervals(asked["seeds"])]
+
+
+def intervals(seeds: int) -> str:
+    """What the intervals are, and what they leave out."""
+    said = (
+        "Intervals: 5th to 95th percentile over random draws, of images or, for images/s, of the stretches between two ticks of the training; "
+        "95 % confidence for near copies. Peak memory is one number of a training and has no interval"
     )
-    return said
+    if seeds > 1:
+        return f"{said}. With {seeds} seeds, values are means, [brackets] hold the lowest and highest seed, and intervals reach over all seeds."
+    return f"{said}: several seeds would give its range. One seed: how much another training would differ is not in the intervals."
 
 
 def spent(recipes: dict[str, Any]) -> str:
@@ -178,11 +189,20 @@ def spent(recipes: dict[str, Any]) -> str:
 
 def shown(column: str, value: float) -> str:
     """A value as its column writes it."""
-    if column == "near_copies":
-        return f"{100 * value:.1f} %"
-    if column == "peak_bytes":
-        return f"{value / 1e9:.2f} GB"
-    return number(float(value))
+    if column not in UNITS:
+        return number(float(value))
+    factor, unit, decimals = UNITS[column]
+    return f"{factor * value:.{decimals}f}{unit}"
+
+
+def ends(column: str, bounds: list[float] | None) -> str:
+    """Two values with a dash between and their unit once; nothing for None."""
+    if bounds is None:
+        return ""
+    if column not in UNITS:
+        return "–".join(number(float(bound), bounds) for bound in bounds)
+    low, high = (shown(column, bound) for bound in bounds)
+    return low.removesuffix(UNITS[column][1]) + "–" + high
 
 
 def columns(recipes: dict[str, Any]) -> list[dict[str, str]]:
@@ -210,28 +230,27 @@ def rows(recipes: dict[str, Any]) -> list[dict[str, Any]]:
 def cell(column: str, found: dict[str, Any] | None, best: bool) -> dict[str, Any]:
     if found is None:
         return {"value": "–", "interval": "", "range": "", "best": False}
-    ends = ["", ""]
-    for place, key in enumerate(("interval", "range")):
-        if found[key]:
-            ends[place] = " to ".join(shown(column, end) for end in found[key])
-    return {"value": shown(column, found["value"]), "interval": ends[0], "range": ends[1], "best": best}
+    either = {key: ends(column, found[key]) for key in ("interval", "range")}
+    return {"value": shown(column, found["value"]), **either, "best": best}
 
 
 def table(recipes: dict[str, Any]) -> list[str]:
-    """The table as lines of equal width, for a terminal."""
-    short = {"frechet": "Fréchet", "radiomics": "radiomics", "precision": "precision", "recall": "recall", "coverage": "coverage",
-             "diversity": "diversity", "near_copies": "copies", "images_per_s": "images/s", "peak_bytes": "memory"}  # fmt: skip
-    kept = [column["name"] for column in columns(recipes) if column["name"] in short]
-    lines = [["recipe", *(short[name] for name in kept)]]
+    """The table as lines, for a terminal: under the values of a recipe their intervals, or [ranges over seeds] without these."""
+    kept = [column["name"] for column in columns(recipes) if column["name"] in SHORT]
+    lines = [["recipe", *(SHORT[name] for name in kept)]]
     for name, one in recipes.items():
-        texts = []
-        for column in kept:
-            found = cell(column, one["numbers"].get(column), False)
-            interval_shown = column in ("frechet", "recall") and found["interval"]
-            texts.append(found["value"] + (f" ({found['interval'].replace(' to ', '-')})" if interval_shown else ""))
-        lines.append([name, *texts])
+        entries = [(column, one["numbers"].get(column)) for column in kept]
+        lines.append([name, *("–" if found is None else shown(column, found["value"]) for column, found in entries)])
+        below = ["" if found is None else beneath(column, found) for column, found in entries]
+        lines += [["", *below]] if any(below) else []
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def beneath(column: str, found: dict[str, Any]) -> str:
+    """What stands under a value in the terminal: its interval, else [its range over seeds], else nothing."""
+    over_seeds = ends(column, found["range"])
+    return ends(column, found["interval"]) or (over_seeds and f"[{over_seeds}]")
 
 
 # ------------------------------------------------------------------------------------------------ figures
@@ -260,15 +279,46 @@ def race(out: Path, recipes: dict[str, Any]) -> Any:
     )
 
 
-def forest(recipes: dict[str, Any]) -> Any:
-    """The final Fréchet ratios with their intervals."""
+def forests(recipes: dict[str, Any]) -> list[dict[str, Any]]:
+    """{"title", "chart"} of each column that is drawn and that any recipe has a value of."""
+    found = {name: forest(name, recipes) for name in PLOTTED}
+    return [{"title": COLUMNS[name][0], "chart": chart} for name, chart in found.items() if chart is not None]
+
+
+def forest(column: str, recipes: dict[str, Any]) -> Any:
+    """A row for each recipe: its value with the interval, without one with the range over seeds; None without values."""
+    title, better, _ = COLUMNS[column]
+    factor, unit, _ = UNITS.get(column, (1.0, "", 0))
+    log = column == "frechet"
     marks = []
     for name, one in recipes.items():
-        found = one["numbers"].get("frechet")
-        if found and found["value"] > 0 and math.isfinite(found["value"]):
-            low, high = found["interval"] or (None, None)
-            marks.append({"title": name, "ratio": found["value"], "low": low, "high": high})
-    return figures.ratios("forest", "Final Fréchet distance of each recipe over the floor", marks) if marks else None
+        found = one["numbers"].get(column)
+        if found and math.isfinite(found["value"]) and not (log and found["value"] <= 0):
+            bounds = found["interval"] or found["range"]
+            low, high = [factor * end for end in bounds] if bounds else (None, None)
+            marks.append({"title": name, "ratio": factor * found["value"], "low": low, "high": high})
+    if not marks:
+        return None
+    says = [unit.strip(), f"{better} is better" if better else "dotted: training images", "log." if log else ""]
+    usual = among_real(column, recipes)
+    return figures.ratios(
+        f"forest-{column}",
+        f"{title} of each recipe",
+        marks,
+        ", ".join(filter(None, says)),
+        None if usual is None else factor * usual,
+        log,
+        3.5,
+    )
+
+
+def among_real(column: str, recipes: dict[str, Any]) -> float | None:
+    """What real images give in a column, of near copies at most; None where they say nothing."""
+    if column == "near_copies":
+        return NOTICEABLE_COPIES
+    floors = [one["numbers"][column]["floor"] for one in recipes.values() if column in one["numbers"]]
+    known = [floor for floor in floors if floor is not None]
+    return sum(known) / len(known) if known else None
 
 
 def sheets(dataset: Dataset, folders: dict[str, RunFolder]) -> list[dict[str, Any]]:

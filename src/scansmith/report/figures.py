@@ -200,16 +200,28 @@ def _plain_log_ticks(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def ratios(name: str, words: str, rows: list[dict[str, Any]]) -> Markup:
-    """A forest plot: one distance a row as a multiple of what two halves of the real data differ by.
+def ratios(
+    name: str,
+    words: str,
+    rows: list[dict[str, Any]],
+    x_label: str = "Distance ÷ real/real floor (log.)",
+    reference: float | None = 1.0,
+    log: bool = True,
+    width: float = 4.4,
+) -> Markup:
+    """A forest plot: one number a row, by default a distance as a multiple of what two halves of the real data differ by.
 
     Args:
         rows: {"title", "ratio", "low", "high"}; low and high None without an interval.
+        x_label: what the numbers are.
+        reference: a dotted vertical line at what real data give; None draws none.
+        log: logarithmic x axis; else it begins at 0.
+        width: in inches.
     """
     from matplotlib import rc_context
 
     with rc_context(RC):
-        figure, axes = _figure(4.4, 0.6 + 0.42 * len(rows), left=0.08)
+        figure, axes = _figure(width, 0.6 + 0.42 * len(rows), left=0.08)
         for place, row in enumerate(rows):
             if row["low"] is not None:
                 axes.plot([row["low"], row["high"]], [place, place], color=COLOURS["synthetic"], solid_capstyle="butt")
@@ -223,16 +235,21 @@ def ratios(name: str, words: str, rows: list[dict[str, Any]]) -> Markup:
                 "bbox": box,
             }
             axes.text(0.0, place - 0.34, row["title"], **where)
-        axes.axvline(1.0, color=COLOURS["real"], linewidth=1.2, linestyle=":")
+        if reference is not None:
+            axes.axvline(reference, color=COLOURS["real"], linewidth=1.2, linestyle=":")
         axes.set_yticks([])
         axes.set_ylim(len(rows) - 0.6, -0.7)
-        axes.set_xscale("log")
         edges = [edge for row in rows for edge in (row["low"], row["high"], row["ratio"]) if edge]
-        axes.set_xlim(min([0.5, *edges]) * 0.8, max([2.0, *edges]) * 1.25)
-        _plain_log_ticks(axes.xaxis)
+        if log:
+            axes.set_xscale("log")
+            axes.set_xlim(min([0.5, *edges]) * 0.8, max([2.0, *edges]) * 1.25)
+            _plain_log_ticks(axes.xaxis)
+        else:
+            right = max([*edges, reference or 0.0]) or 1.0
+            axes.set_xlim(-0.03 * right, 1.08 * right)  # a mark at 0 is seen whole
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x")
-        axes.set_xlabel("Distance ÷ real/real floor (log.)")
+        axes.set_xlabel(x_label)
         return svg(figure, name, words)
 
 
