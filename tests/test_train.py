@@ -228,9 +228,10 @@ def test_the_reference_has_no_more_images_than_a_tick_judges(tmp_path):
     ("quality", "name"), [(0.9, "as real images"), (1.29, "as real images"), (1.5, "near"), (3.0, "some way"), (5.0, "far")]
 )  # fmt: skip
 def test_the_bar_says_quality_and_health_in_words(quality, name):
-    said = feed.words({"quality": quality, "diversity": 0.8}, "healthy")
+    bar = feed.Images(None, np.arange(1), None, None)
+    said = bar.words({"quality": quality, "diversity": 0.8}, "healthy")
     assert said.startswith(f"quality {quality:.1f} ({name}") and said.endswith("diversity 80% of real, healthy")
-    assert feed.words({"quality": None, "diversity": None}, "recovering").endswith("to say, recovering")
+    assert bar.words({"quality": None, "diversity": None}, "recovering").endswith("to say, recovering")
 
 
 def test_what_the_watchman_does_is_told_at_once_and_stays(tmp_path, capsys, monkeypatch):
@@ -454,8 +455,8 @@ def test_quality_is_near_one_for_real_images_and_large_for_noise():
     good = watch.measure(Fixed(blobs(100, 2)), 0, [], real, CPU)
     noise = watch.measure(Fixed(random.uniform(-1, 1, (100, 1, 32, 32)).astype(np.float32)), 0, [], real, CPU)
     collapsed = watch.measure(Fixed(np.repeat(blobs(1, 3), 100, axis=0)), 0, [], real, CPU)
-    assert abs(good["energy"]) < 3.0 * good["energy_error"] and noise["energy"] > 20.0 * noise["energy_error"]
-    assert collapsed["energy"] > 0.2
+    assert abs(good["score"]) < 3.0 * good["score_error"] and noise["score"] > 20.0 * noise["score_error"]
+    assert collapsed["score"] > 0.2
     assert 0.7 < good["quality"] < 1.4 and 0.9 < good["diversity"] < 1.1
     assert noise["quality"] > 10 and collapsed["diversity"] < 0.01
     assert real.name == "validation"
@@ -608,8 +609,8 @@ def test_the_model_has_the_statistics_of_its_own_weights_unless_they_are_the_las
 
 def seen(energy, reference="validation", error=0.1):
     return {
-        "energy": energy,
-        "energy_error": error,
+        "score": energy,
+        "score_error": error,
         "quality": None if energy is None else 10 * energy,
         "reference": reference,
     }

@@ -21,7 +21,7 @@ from safetensors.torch import save as serialize
 from torch import nn
 
 from .intensity import IntensityMap
-from .networks import GENERATORS
+from .networks import GENERATORS, TRANSLATORS
 from .preprocess import Grid
 from .runtime import write_atomic, write_json
 
@@ -91,12 +91,13 @@ def load(folder: Path | str) -> Model:
     if missing:
         raise ValueError(f"expected a model in {folder}, found a config.json without {sorted(missing)}: train it again")
     name = config["network"]["name"]
-    if name not in GENERATORS:
+    known = GENERATORS | TRANSLATORS
+    if name not in known:
         raise ValueError(
-            f"expected a generator of {sorted(GENERATORS)} in {folder}, found {name!r}: it was made by another release"
+            f"expected a network of {sorted(known)} in {folder}, found {name!r}: it was made by another release"
         )
     try:
-        generator = GENERATORS[name](**config["network"]["arguments"])
+        generator = known[name](**config["network"]["arguments"])
         generator.load_state_dict(load_file(folder / "model.safetensors"))
     except (RuntimeError, TypeError, OSError, SafetensorError) as error:
         raise ValueError(f"expected weights that fit config.json in {folder}, found: {error}") from error

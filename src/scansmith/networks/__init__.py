@@ -1,4 +1,4 @@
-"""Generators and discriminators, one family per file, G and D side by side."""
+"""Generators, discriminators and translators, one family per file, G and D side by side."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .dcgan import DcganDiscriminator, DcganGenerator
 from .dense import DenseDiscriminator, DenseGenerator
 from .residual import ResidualDiscriminator, ResidualGenerator
 from .strided import StridedDiscriminator, StridedGenerator
+from .unet import UNet
 
 GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "strided": StridedGenerator,
@@ -19,6 +20,7 @@ GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "residual": ResidualGenerator,
     "autoencoder": Autoencoder,
 }
+TRANSLATORS: dict[str, Callable[..., nn.Module]] = {"unet": UNet}
 DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
     "strided": StridedDiscriminator,
     "dcgan": DcganDiscriminator,

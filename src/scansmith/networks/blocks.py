@@ -109,15 +109,15 @@ class BatchNorm(nn.Module):
 
 
 @torch.no_grad()
-def take_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
+def take_statistics(network: nn.Module, batches: Iterable[tuple[Tensor | None, ...]]) -> None:
     """Batch norm's running averages of a network whose weights are an average: plain means over the given inputs.
 
     Averaged weights have statistics of their own; those that the network of the moment ran up do not fit them, and sway
     with its last few batches (Izmailov 2018, section 3.2). Leaves the network in evaluation mode.
 
     Args:
-        network: called as network(z, classes).
-        batches: (z, classes or None), of equal size.
+        network: called as network(*batch).
+        batches: (z, classes or None), or (images,), of equal size.
     """
     norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
     if not norms:

@@ -615,16 +615,8 @@ def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
     return np.dtype(np.float32)
 
 
-def stores_grey_levels(dtype: np.dtype, kind: str, dimensions: int) -> bool:
-    """Whether 8-bit values are a picture's grey levels, of which the whole range counts.
-
-    A volume that happens to fit in 8 bits has the scanner's arbitrary units; its window is chosen as for any other.
-    """
-    return dtype == np.uint8 and (dimensions == 2 or kind == "CT")
-
-
 def _intensity_words(kind: str, declared: bool, dimensions: int, looks: Sequence[Look], wished: Choices) -> list[str]:
-    grey = [stores_grey_levels(look.dtype, kind, dimensions) for look in looks]
+    grey = [preprocess.stores_grey_levels(look.dtype, kind, dimensions) for look in looks]
     physical = [look.values for look, levels in zip(looks, grey) if not levels]
     asked = {"window": wished.window, "percentiles": wished.percentiles}
     words = []

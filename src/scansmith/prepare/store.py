@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import formats, intensity, preprocess
+from .. import formats, preprocess
 from ..formats import Skipped, Source
 from ..formats.source import quiet
 from ..image import PICTURES, Image
@@ -19,12 +19,10 @@ from ..preprocess.slices import Placement, Slices, cut, is_mask, why_empty
 from ..preprocess.volumes import place_volume, stand
 from ..runtime import derive_seed, ordered_map
 from . import copies, masks, registration, text
-from .fingerprint import Plan, common_dtype, stores_grey_levels
+from .fingerprint import Plan, common_dtype
 from .scans import Scan
 
 PICTURES_PER_TASK = 16
-# For a scan's own window: so many voxels fix its percentiles well.
-MOST_VOXELS = 2**20
 # Around a CT slice that is smaller than the grid, HU.
 AIR = -1024
 STORED = (np.uint8, np.int8, np.int16, np.uint16, np.float32)
@@ -126,7 +124,7 @@ def _load(runs: list[Image], scan: Scan, plan: Plan) -> tuple[list[Loaded], list
     whole = "a pair" if scan.target is not None else "a volume" if plan.stored_dimensions == 3 else ""
     if whole and len(runs) > 1:
         raise ValueError(f"expected a whole series for {whole}, found slices that cannot be read: copy them again")
-    images = [_corrected(image, plan) for image in runs]
+    images = [preprocess.corrected(image, plan.bias_field, plan.landmarks) for image in runs]
     target, words, shift = None, None, None
     if scan.target is not None:
         target = formats.read(scan.target)
@@ -147,17 +145,6 @@ def _load(runs: list[Image], scan: Scan, plan: Plan) -> tuple[list[Loaded], list
         for image, labels in zip(images, label_maps)
     ]
     return loaded, broken
-
-
-def _corrected(image: Image, plan: Plan) -> Image:
-    """The image after what the plan asks for: bias field and histogram, MR volumes alone."""
-    if plan.bias_field:
-        volume = preprocess.bias_corrected(image.array[0].transpose(2, 1, 0).astype(np.float32), image.spacing[::-1])
-        image = replace(image, array=volume.transpose(2, 1, 0)[None])
-    if plan.landmarks is not None:
-        matched = preprocess.match_histogram(image.array[0].transpose(2, 1, 0).astype(np.float32), plan.landmarks)
-        image = replace(image, array=matched.transpose(2, 1, 0)[None])
-    return image
 
 
 def _background_of(image: Image, modality: str) -> float:
@@ -233,11 +220,11 @@ def _store(firsts: list[int], loaded: list[Loaded], scan: Scan, plan: Plan, draw
     kept = [k for k, reason in enumerate(reasons) if reason is None]
     if not kept:
         raise ValueError(f"expected a scan with contrast, found none worth learning from ({reasons[0]})")
-    window = window_of(slices, plan, plan.modality, loaded[0].image.window)
+    window = _window_of(slices, plan, loaded[0].image)
     target_window = None
     if "targets" in layers:
         assert plan.target_modality is not None and loaded[0].target is not None
-        target_window = window_of(layers["targets"], plan, plan.target_modality, loaded[0].target.window, target=True)
+        target_window = _window_of(layers["targets"], plan, loaded[0].target, target=True)
     fill = background(AIR if window is None else window.low, slices.array.dtype)
     fills = {"images": fill, "masks": 0.0, "targets": AIR if target_window is None else target_window.low}
     if plan.stored_dimensions == 3:
@@ -279,21 +266,11 @@ def _joined(parts: list[Slices]) -> Slices:
     return slices
 
 
-def window_of(
-    slices: Slices, plan: Plan, modality: str, voi: tuple[float, float] | None, target: bool = False
-) -> IntensityMap | None:
-    """The scan's intensity map; None for CT, whose one window is chosen for the data set.
-
-    The user's window and percentiles are those of the scans, not of the `target` they are paired with.
-    """
-    grey_levels = stores_grey_levels(slices.array.dtype, modality, plan.dimensions)
-    if modality == "CT" and not grey_levels:
-        return None
-    # An odd stride, so that the drawn voxels do not stand in one column.
-    values = slices.array.ravel()[:: (slices.array.size // MOST_VOXELS) | 1]
-    dtype = np.dtype(np.uint8 if grey_levels else np.float32)
+def _window_of(scan: Slices, plan: Plan, image: Image, target: bool = False) -> IntensityMap | None:
+    """The scan's intensity map; the user's window and percentiles are those of the scans, not of the `target` they are paired with."""
+    modality = (plan.target_modality or "OT") if target else plan.modality
     window, percentiles = (None, None) if target else (plan.window, plan.percentiles)
-    return intensity.choose(modality, values, dtype, voi=voi, window=window, percentiles=percentiles)[0]
+    return preprocess.window_of(scan.array, modality, plan.dimensions, image.window, window, percentiles)
 
 
 def _digest(rows: dict[str, np.ndarray], number: int, plan: Plan) -> str:

@@ -4,6 +4,7 @@ from .crop import choose_crop, crop_extent, foreground_box
 from .dimensions import choose_dimensions
 from .grid import Grid, band, resampling_matrix, resize, resize_volume, to_dtype
 from .mr import bias_corrected, histogram_knots, landmarks, match_histogram, piecewise
+from .window import corrected, stores_grey_levels, window_of
 
 __all__ = [
     "Grid",
@@ -11,6 +12,7 @@ __all__ = [
     "bias_corrected",
     "choose_crop",
     "choose_dimensions",
+    "corrected",
     "crop_extent",
     "foreground_box",
     "histogram_knots",
@@ -20,5 +22,7 @@ __all__ = [
     "resampling_matrix",
     "resize",
     "resize_volume",
+    "stores_grey_levels",
     "to_dtype",
+    "window_of",
 ]

@@ -13,6 +13,8 @@ import numpy as np
 
 # Smallest side of a grid's base, by the number of axes.
 SMALLEST_BASE = {2: 4, 3: 3}
+# Doublings of a patch's base, by the number of axes.
+PATCH_DOUBLINGS = {2: 4, 3: 3}
 # Rows of a resampling matrix that are multiplied at once.
 BLOCK = 32
 
@@ -183,6 +185,17 @@ class Grid:
         scale = min(have / want for have, want in zip(whole, size, strict=True))
         box = tuple(min(most, max(1, round(side * scale))) for most, side in zip(whole, size))
         return cls(tuple(base), doublings, box)
+
+    @classmethod
+    def patch(cls, size: Sequence[int], most: int) -> Grid:
+        """The patch of at most `most` voxels a side that a network of images of `size` learns from at full resolution.
+
+        A side is a multiple of 2**doublings, and where the image is shorter the least one that holds it.
+        """
+        doublings = PATCH_DOUBLINGS[len(size)]
+        step = 2**doublings
+        base = tuple(max(1, min(most // step, -(-side // step))) for side in size)
+        return cls(base, doublings, tuple(part * step for part in base))
 
     def apply(self, image: np.ndarray, fill: float) -> np.ndarray:
         """(C, *size) -> (C, *shape): resized into the box, `fill` around it, same dtype."""

@@ -12,7 +12,7 @@ def train(
     *,
     minutes: float = 15.0,
     size: Literal["auto", "tiny", "small", "base", "large"] = "auto",
-    recipe: str = "relativistic",
+    recipe: str = "auto",
     side: int | None = None,
     images: int | None = None,
     from_: Path | None = None,
@@ -31,8 +31,9 @@ def train(
         run: folder for everything the training writes.
         minutes: wall time granted, the probe included.
         size: of the networks; "auto" lets minutes and machine decide.
-        recipe: how to train: relativistic (the best), dense, dcgan, minimax, non_saturating, least_squares, hinge,
-            wasserstein, vae or autoencoder.
+        recipe: how to train: relativistic (makes scans; the best), dense, dcgan, minimax, non_saturating, least_squares, hinge,
+            wasserstein, vae or autoencoder; fidelity (translates paired scans); auto takes fidelity where scans are paired, else
+            relativistic.
         side: longer side of the images in pixels; default: the largest that the minutes allow.
         images: images to show in all, in place of what the minutes allow (for comparable runs).
         from_: model folder, or run folder with its discriminator too, to start from: a help when scans or minutes are few.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..dataset import Dataset, Level
+from ..dataset import Dataset
 from ..networks import GENERATORS
 from ..networks.blocks import Shares
 from ..preprocess import Grid
@@ -69,11 +69,12 @@ class Autoencoding(Objective):
         average.center.copy_(codes.mean(0))  # type: ignore[operator]
         average.factor.copy_(torch.linalg.cholesky(covariance))  # type: ignore[operator]
 
-    def leave(self, average: nn.Module, data: Dataset, level: Level, run: Path, device: torch.device) -> None:
+    def leave(self, average: nn.Module, data: Dataset, grid: Grid, run: Path, device: torch.device) -> None:
         """latents.npz (codes of every image with its case, slice, split and label) and samples/reconstructions.png.
 
         Where classes are learned, images without a label have neither.
         """
+        level = data.level(grid)
         classes = torch.from_numpy(data.classes()) if self.generator_arguments["classes"] else None
         known = np.arange(len(data)) if classes is None else np.flatnonzero(data.classes() >= 0)
         codes = [

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,55 @@ from . import watch
 from .objective import Batch, Objective
 from .parallel import Group
 from .recipes import Recipe, Values
+
+# Fréchet distance over that of real images -> how it is called.
+NAMED = ((1.3, "as real images among themselves"), (2.0, "near"), (5.0, "some way off"), (math.inf, "far off"))
+
+
+class Feed(Protocol):
+    """What the loop learns from; one class per kind of data."""
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(N,) the training rows."""
+
+    def counts(self, classes: int) -> list[int]:
+        """Images of each of so many classes; [] without classes."""
+
+    def draw(self, recipe: Recipe, step: int, group: Group, now: Values) -> Batch:
+        """This process's part of the batch of one step: a function of the seed and the step alone."""
+
+    def typical(self, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """What an averaged model is settled with: images and their classes."""
+
+    def observe(
+        self,
+        objective: Objective,
+        average: nn.Module,
+        recipe: Recipe,
+        run: Path,
+        images: int,
+        now: Values,
+        device: torch.device,
+    ) -> dict[str, Any]:
+        """A tick: "score" with "score_error", by which the kept model is chosen (less is better), "quality", "reference", ..."""
+
+    def words(self, row: dict[str, Any], health: str) -> str:
+        """What the progress bar says of a tick's row and the watchman's `health`."""
+
+    def says(self, network: nn.Module, device: torch.device) -> dict[str, Any]:
+        """What the model's config.json has to say besides, now that training is over."""
+
+
+def epochs(count: int, recipe: Recipe, step: int) -> np.ndarray:
+    """Positions among `count` rows of one step, (batch,): epochs without repetition."""
+    start = step * recipe.batch
+    numbers = range(start // count, (start + recipe.batch - 1) // count + 1)
+    order = np.concatenate(
+        [np.random.default_rng(derive_seed(recipe.seed, "epoch", epoch)).permutation(count) for epoch in numbers]
+    )
+    first = start - numbers[0] * count
+    return order[first : first + recipe.batch]
 
 
 @dataclass(frozen=True)
@@ -68,19 +117,13 @@ class Images:
 
     def positions(self, recipe: Recipe, step: int) -> np.ndarray:
         """Positions in `rows`, (batch,): epochs without repetition, or with classes by the square root of their counts."""
-        count, start = len(self.rows), step * recipe.batch
-        if self.classes is not None:
-            _, inverse, counts = np.unique(self.classes, return_inverse=True, return_counts=True)
-            weight = (counts**-0.5)[inverse]
-            return np.random.default_rng(derive_seed(recipe.seed, "rows", step)).choice(
-                count, recipe.batch, p=weight / weight.sum()
-            )
-        epochs = range(start // count, (start + recipe.batch - 1) // count + 1)
-        order = np.concatenate(
-            [np.random.default_rng(derive_seed(recipe.seed, "epoch", epoch)).permutation(count) for epoch in epochs]
-        )
-        first = start - epochs[0] * count
-        return order[first : first + recipe.batch]
+        count = len(self.rows)
+        if self.classes is None:
+            return epochs(count, recipe, step)
+        _, inverse, counts = np.unique(self.classes, return_inverse=True, return_counts=True)
+        weight = (counts**-0.5)[inverse]
+        random = np.random.default_rng(derive_seed(recipe.seed, "rows", step))
+        return random.choice(count, recipe.batch, p=weight / weight.sum())
 
     def typical(self, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Up to 512 images and their classes, in the mixture that training draws; a dataset lies in order of folders."""
@@ -117,6 +160,18 @@ class Images:
             row = watch.measure(average, recipe.seed, classes, self.real, device, scores, made)
         return {**row, "watch_s": round(time.monotonic() - began, 3)}
 
+    def words(self, row: dict[str, Any], health: str) -> str:
+        """Quality and diversity beside those of real images, and health."""
+        quality = row["quality"]
+        if quality is None:
+            return f"quality: too few images to say, {health}"
+        name = next(name for limit, name in NAMED if quality < limit or limit == math.inf)
+        return f"quality {quality:.1f} ({name}), diversity {row['diversity']:.0%} of real, {health}"
+
+    def says(self, network: nn.Module, device: torch.device) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
 
 def scoring(objective: Objective, recipe: Recipe, images: int, now: Values) -> watch.Scores | None:
     """The judge's scores of any images under the present augmentation; None without a judge."""
@@ -134,16 +189,3 @@ def scoring(objective: Objective, recipe: Recipe, images: int, now: Values) -> w
         return found
 
     return scores
-
-
-# Fréchet distance over that of real images -> how it is called.
-NAMED = ((1.3, "as real images among themselves"), (2.0, "near"), (5.0, "some way off"), (math.inf, "far off"))
-
-
-def words(row: dict[str, Any], health: str) -> str:
-    """What the progress bar says of a tick: quality and diversity beside those of real images, and the watchman's `health`."""
-    quality = row["quality"]
-    if quality is None:
-        return f"quality: too few images to say, {health}"
-    name = next(name for limit, name in NAMED if quality < limit or limit == math.inf)
-    return f"quality {quality:.1f} ({name}), diversity {row['diversity']:.0%} of real, {health}"

@@ -16,7 +16,7 @@ from torch import nn
 from ..networks.blocks import CHANNELS_LAST, BatchNorm
 from ..runtime import Interrupted, Progress, stop_flag
 from . import checkpoint
-from .feed import Images, words
+from .feed import Feed
 from .objective import Batch, Objective
 from .parallel import Group, peers_needed
 from .recipes import Recipe, Values, schedule
@@ -30,12 +30,13 @@ class Hopeless(RuntimeError):
 
 
 def fit(
-    objective: Objective, recipe: Recipe, data: Images, run: Path, group: Group, deadline_s: float, progress: Progress
+    objective: Objective, recipe: Recipe, data: Feed, run: Path, group: Group, deadline_s: float, progress: Progress
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train to the end of the recipe, or go on from the run folder's checkpoint.
 
     Args:
         objective: see `Objective`.
+        data: what is learned from.
         run: folder for log.jsonl, samples/ and checkpoint.safetensors.
         group: the processes that train together, with the device of this one.
         deadline_s: seconds of training, earlier starts included, after which the tail is cut.
@@ -71,7 +72,7 @@ def fit(
 
     with stop_flag() as stopping:
         if state["step"] == 0:
-            carry_out(watchman.begin(data.counts(objective.generator_arguments["classes"]), len(data.rows)), 0)
+            carry_out(watchman.begin(data.counts(objective.generator_arguments.get("classes", 0)), len(data.rows)), 0)
         for step in range(state["step"], 0 if state["ended"] else recipe.steps):
             images = (step + 1) * recipe.batch
             now = watchman.adjusted(schedule(recipe, step * recipe.batch))
@@ -102,7 +103,7 @@ def fit(
                     state["ended"] = state["ended"] or "done"
                 state |= {"watchman": watchman.to_json(), "choice": choice.to_json(), "means": {}}
                 keeper.save(state, good=watchman.healthy)
-                progress.update(images, words(row, watchman.health))
+                progress.update(images, data.words(row, watchman.health))
             elif stop:
                 state |= {"watchman": watchman.to_json(), "means": means.sums}
                 keeper.save(state)
@@ -222,11 +223,11 @@ def update(
 class Choice:
     """Which tick's model is kept: the latest that validation images do not tell from the best one.
 
-    Judged by the energy distance, since with few images a Fréchet distance prefers narrow models. "Do not tell" is within one
+    Judged by the feed's score: of samples the energy distance, since with few images a Fréchet distance prefers narrow models. "Do not tell" is within one
     standard error of it (Breiman 1984, section 3.4.3): of models that are as good, the latest has seen most.
 
     Attributes:
-        lowest: the least energy distance seen.
+        lowest: the least score seen.
         quality, images: of the kept one.
     """
 
@@ -240,11 +241,11 @@ class Choice:
         if row.get("reference") != "validation":
             self.quality, self.images = row["quality"], images
             return True
-        energy = row["energy"]
-        if energy is None:  # samples that are not finite
+        score = row["score"]
+        if score is None:  # samples that are not finite
             return False
-        self.lowest = energy if self.lowest is None else min(energy, self.lowest)
-        if energy > self.lowest + row["energy_error"]:
+        self.lowest = score if self.lowest is None else min(score, self.lowest)
+        if score > self.lowest + row["score_error"]:
             return False
         self.quality, self.images = row["quality"], images
         return True

@@ -68,7 +68,10 @@ def some_batch(recipe: Recipe, count: int, task: Task, grid: Grid) -> Batch:
     """A batch of `count` images of any content."""
     numbers = torch.zeros(count, dtype=torch.int64) if task.classes else None
     images, z = torch.empty(count, task.channels, *grid.shape), torch.empty(count, recipe.latent)
-    return Batch(images, numbers, numbers, z, 1.0, max(recipe.augment, 0.1), torch.Generator())
+    batch = Batch(images, numbers, numbers, z, 1.0, max(recipe.augment, 0.1), torch.Generator())
+    if not task.made:
+        return batch
+    return replace(batch, target=torch.empty(count, task.made, *grid.shape), weight=torch.ones(count, 1, *grid.shape))
 
 
 def one_step(objective: nn.Module, batch: Batch, precision: str) -> None:
@@ -88,7 +91,7 @@ def at_tick(objective: nn.Module, recipe: Recipe, task: Task, grid: Grid) -> Non
     made = some_batch(recipe, watch.at_once(task.channels * math.prod(grid.shape)), task, grid)
     scored = some_batch(recipe, watch.SCORED, task, grid)
     with torch.no_grad():
-        objective.get_submodule(objective.model)(made.z, made.classes)  # type: ignore[arg-type]
+        objective.used(made)  # type: ignore[operator]
         if "discriminator" in objective.players:  # type: ignore[operator]
             objective.get_submodule("discriminator")(scored.images, scored.classes)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..dataset import Dataset, Level
+from ..dataset import Dataset
 from ..preprocess import Grid
 
 
@@ -22,6 +22,7 @@ class Task:
         channels, size: of the stored images, (H, W) or (D, H, W).
         classes: their number, 0 without labels.
         train_images: number of training images.
+        made: channels of the image that each is translated to; 0 where nothing is translated.
         like: grid of the model that is started from, which is then the only one; None chooses by the wished side.
     """
 
@@ -30,9 +31,12 @@ class Task:
     classes: int
     train_images: int
     like: Grid | None = None
+    made: int = 0
 
     def grid(self, target: int) -> Grid:
-        """The training grid whose longest side is near `target`."""
+        """The training grid whose longest side is near `target`; of a translation the patch of that side at most."""
+        if self.made:
+            return Grid.patch(self.size, target)
         if self.like:
             return Grid.holding(self.size, self.like.base, self.like.doublings)
         return Grid.choose(self.size, target)
@@ -52,6 +56,8 @@ class Batch:
         whole: images of the step over all processes; None: B.
         part: which of them these are.
         generator_moves: whether G learns in this step too.
+        target: (B, C', *spatial) what the images are to be translated to, or None.
+        weight: (B, 1, *spatial) how much each voxel counts, or None.
     """
 
     images: Tensor
@@ -64,6 +70,8 @@ class Batch:
     whole: int | None = None
     part: slice = field(default_factory=lambda: slice(None))
     generator_moves: bool = True
+    target: Tensor | None = None
+    weight: Tensor | None = None
 
     def positions(self, sets: int) -> Tensor:
         """Where the images of `sets` batches, one after the other, lie among those of all processes."""
@@ -91,6 +99,11 @@ class Objective(nn.Module):
         """The discriminator, whose scores tell how much it has learned by heart; None without one."""
         return None
 
+    def used(self, batch: Batch) -> Tensor:
+        """What the model makes at a tick, of as many as the batch has."""
+        made: Tensor = self.get_submodule(self.model)(batch.z, batch.classes)
+        return made
+
     def seen(self, images: Tensor, augment: float, random: torch.Generator) -> Tensor:
         """Images as the judge sees them under an augmentation of that probability."""
         return images
@@ -98,5 +111,5 @@ class Objective(nn.Module):
     def settle(self, average: nn.Module, images: Tensor, classes: Tensor | None, last: bool = False) -> None:
         """Before samples are drawn: what the averaged model still needs; `last`: for good, so that it may take longer."""
 
-    def leave(self, average: nn.Module, data: Dataset, level: Level, run: Path, device: torch.device) -> None:
+    def leave(self, average: nn.Module, data: Dataset, grid: Grid, run: Path, device: torch.device) -> None:
         """At the end: files for the run folder besides the model; most leave none."""

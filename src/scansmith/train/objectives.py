@@ -7,5 +7,10 @@ from collections.abc import Callable
 from .autoencoding import Autoencoding
 from .objective import Objective
 from .synthesis import Synthesis
+from .translation import Translation
 
-OBJECTIVES: dict[str, Callable[..., Objective]] = {"synthesis": Synthesis, "autoencoding": Autoencoding}
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "synthesis": Synthesis,
+    "autoencoding": Autoencoding,
+    "translation": Translation,
+}

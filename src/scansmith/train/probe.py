@@ -10,17 +10,19 @@ import numpy as np
 import torch
 
 from ..dataset import Level
+from ..preprocess import Grid
 from ..runtime import cpu_count
 from . import loop, memory, watch
 from .feed import Images
-from .objective import Task
+from .objective import Batch, Task
 from .objectives import OBJECTIVES
 from .parallel import Group
-from .recipes import SIZES, Recipe, augmentation_strength, penalty_weight, resized, schedule
+from .recipes import SIZES, Recipe, Values, augmentation_strength, penalty_weight, resized, schedule
 from .watchman import Watchman
 
 SIDES = {2: (32, 64, 128, 256, 512), 3: (16, 24, 32, 48, 64, 96, 128, 192)}
 FIRST = {2: 64, 3: 32}  # the grid that is timed first
+PATCH = {2: 128, 3: 32}  # longest side of what a translation learns from at a time, at full resolution
 # A grid is taken only if the minutes show this many images per pixel of its longer side: below, sharper is not better.
 # Measured at 64 px: 20,000 hands are recognisable, with different poses (docs/log.md).
 IMAGES_PER_PIXEL = 20_000 / 64
@@ -80,8 +82,10 @@ class Probe:
         recipe = replace(self.recipe, images=max(images, ticks * self.recipe.batch), ticks=ticks, judged=judged)
         times = recipe.images / max(recipe.train_images, 1)
         augmented = f"{penalty_words(recipe)}; augmentation up to {recipe.augment:.2f} for {recipe.train_images:,} training images"
-        if recipe.objective != "synthesis":
+        if recipe.objective == "autoencoding":
             augmented = "no discriminator: nothing is augmented"
+        if recipe.objective == "translation":
+            augmented = "regression, no discriminator; pairs are mirrored left to right, and an MR source is made brighter or darker"
         length = f"{recipe.images:,} images shown ({times:.0f} times each of {recipe.train_images:,}), about {recipe.images / self.recipe.batch * self.step_s / 60:.1f} min at {self.recipe.batch / self.step_s:.0f} images/s"
         return recipe, [*self.reasons, augmented, length, expectation(recipe, self.classes, self.dimensions)]
 
@@ -127,6 +131,8 @@ FEWEST_IN_CLASS = 500  # training images; the smallest class that was measured
 
 def expectation(recipe: Recipe, classes: int = 0, dimensions: int = 2) -> str:
     """What to expect of so many images shown on this grid, from so many training images of so many classes."""
+    if recipe.objective == "translation":
+        return "the log says the error on validation patients beside that of a straight line from source to target"
     if recipe.name != "relativistic":
         return "a relative of the default recipe, kept to compare with: expect less of it"
     share = recipe.images / (IMAGES_PER_PIXEL * recipe.target)
@@ -185,6 +191,8 @@ def probe(
     base = replace(base, ticks=max(FEWEST_TICKS, min(base.ticks, int(seconds / 25.0))))
     base = resized(base, "tiny" if size == "auto" else size)
     native = task.like.side if task.like else max(task.size)
+    asked = LIKE if task.like else "patches at full resolution" if task.made and not side else "as asked"
+    side = side or (PATCH[len(task.size)] if task.made else None)
     clock = Clock(task, device, processes)
     first = for_grid(base, task, min(side or FIRST[len(task.size)], native))
     if side or size != "auto":
@@ -215,7 +223,7 @@ def probe(
     needs = memory.needed(recipe, task, grid, processes, device.type)
     held = f", images as {' x '.join(map(str, grid.box))} in it" if grid.box != grid.shape else ""
     reasons += [
-        f"{' x '.join(map(str, grid.shape))} {'pixels' if grid.dimensions == 2 else 'voxels'} (stored: {' x '.join(map(str, task.size))}{held}): {(LIKE if task.like else 'as asked') if side else reason_for(recipe.target, shown)}",
+        f"{' x '.join(map(str, grid.shape))} {'pixels' if grid.dimensions == 2 else 'voxels'} (stored: {' x '.join(map(str, task.size))}{held}): {asked if side else reason_for(recipe.target, shown)}",
         f"size {recipe.size} ({recipe.generator}, width {recipe.width}): {(size_words or 'as asked') if size != 'auto' else 'the largest that the minutes show enough images'}; batch {recipe.batch}; needs about {needs / 2**30:.1f} GB of memory",
     ]
     return Probe(recipe, step_s, tuple(reasons), task.classes, len(task.size))
@@ -394,13 +402,8 @@ class Clock:
         objective = OBJECTIVES[recipe.objective](recipe, task, grid)
         loop.prepare_machine(objective, recipe, device)
         optimizers = {name: loop.adam(network, recipe) for name, network in loop.players(objective).items()}
-        noise = np.random.default_rng(0).uniform(-1.0, 1.0, (recipe.batch, task.channels, *grid.shape))
-        level = Level(
-            noise.astype(np.float32), np.full(recipe.batch, -1.0, np.float32), np.ones(recipe.batch, np.float32)
-        )
-        classes = np.arange(recipe.batch) % task.classes if task.classes else None
-        data = Images(level, np.arange(recipe.batch), classes, None)
         group, watchman = Group(device=device), Watchman(replace(recipe, watch=False))
+        draw = batches_of_noise(recipe, task, grid, group)
 
         def steps() -> float:
             if recipe.threads:
@@ -408,7 +411,7 @@ class Clock:
             start = time.perf_counter()
             for step in range(recipe.critic_steps):
                 now = schedule(recipe, recipe.images)
-                batch = data.draw(recipe, step, group, now)
+                batch = draw(step, now)
                 for name in loop.moving(objective, recipe, step):
                     loop.update(name, batch, objective, optimizers[name], recipe, now, group, watchman)
             if device.type == "cuda":
@@ -416,3 +419,22 @@ class Clock:
             return (time.perf_counter() - start) / recipe.critic_steps
 
         return steps
+
+
+def batches_of_noise(recipe: Recipe, task: Task, grid: Grid, group: Group) -> Callable[[int, Values], Batch]:
+    """What gives the batch of a step, drawn from noise as training draws it."""
+    noise = np.random.default_rng(0).uniform(-1.0, 1.0, (recipe.batch, task.channels, *grid.shape)).astype(np.float32)
+    if task.made:
+        batch = memory.some_batch(recipe, recipe.batch, task, grid)
+        assert batch.target is not None and batch.weight is not None
+        whole = replace(
+            batch,
+            images=torch.from_numpy(noise).to(group.device),
+            target=torch.zeros_like(batch.target, device=group.device),
+            weight=torch.ones_like(batch.weight, device=group.device),
+        )
+        return lambda step, now: whole
+    level = Level(noise, np.full(recipe.batch, -1.0, np.float32), np.ones(recipe.batch, np.float32))
+    classes = np.arange(recipe.batch) % task.classes if task.classes else None
+    data = Images(level, np.arange(recipe.batch), classes, None)
+    return lambda step, now: data.draw(recipe, step, group, now)

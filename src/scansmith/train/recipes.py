@@ -138,6 +138,8 @@ RECIPES: dict[str, Recipe] = {
     "autoencoder": Recipe(
         "autoencoder", "autoencoding", generator="autoencoder", discriminator="", kl_weight=0.0, **_ENCODED
     ),
+    # Paired translation by regression: scansmith train DATASET RUN where scans are paired.
+    "fidelity": Recipe("fidelity", "translation", generator="unet", discriminator="", **_ENCODED | {"batch": 8}),
 }
 
 # size -> (family of the pair, width). The strided pair, whose steps are cheap, for short runs, the residual pair for long ones.
@@ -148,6 +150,12 @@ SIZES: dict[str, tuple[str, int]] = {
     "large": ("residual", 768),
 }
 WIDTHS = {"tiny": 32, "small": 64, "base": 96, "large": 128}  # of networks that come in one family
+UNET_WIDTHS = {"tiny": 16, "small": 32, "base": 48, "large": 64}  # channels at full resolution
+
+
+def makers() -> list[str]:
+    """The recipes that make images from noise or codes; the others translate."""
+    return [name for name, recipe in RECIPES.items() if recipe.objective != "translation"]
 
 
 def resized(recipe: Recipe, size: str) -> Recipe:
@@ -159,7 +167,7 @@ def resized(recipe: Recipe, size: str) -> Recipe:
     if size not in SIZES:
         raise ValueError(f"expected a size of {['auto', *SIZES]}, got {size!r}")
     if (recipe.generator, recipe.discriminator) != ("strided", "strided"):
-        return replace(recipe, size=size, width=WIDTHS[size])
+        return replace(recipe, size=size, width=(UNET_WIDTHS if recipe.generator == "unet" else WIDTHS)[size])
     family, width = SIZES[size]
     return replace(recipe, size=size, generator=family, discriminator=family, width=width)
 

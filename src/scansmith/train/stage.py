@@ -19,9 +19,9 @@ from .. import __version__, model
 from ..dataset import Dataset, Level
 from ..preprocess import Grid
 from ..runtime import Progress, choose_device, derive_seed, write_json
-from . import checkpoint, loop, memory, watch
+from . import checkpoint, loop, memory, pairs, watch
 from . import kinds as hidden
-from .feed import Images
+from .feed import Feed, Images
 from .objective import Objective, Task
 from .objectives import OBJECTIVES
 from .parallel import Group, join
@@ -50,7 +50,7 @@ class Wish:
     """
 
     minutes: float
-    recipe: str | Recipe = "relativistic"
+    recipe: str | Recipe = "auto"
     size: str = "auto"
     side: int | None = None
     images: int | None = None
@@ -69,7 +69,7 @@ class Wish:
         Raises:
             ValueError: too few training images, slices for a model of volumes or the other way round, or images of another shape.
         """
-        task = task_of(data)
+        task = task_of(data, base_recipe(resolved(self.recipe, data), self.seed).objective)
         if self.start is None:
             return task
         config = model.load(start_folder(self.start)).config
@@ -109,7 +109,8 @@ def run_training(
     began, printed, model_folder = time.monotonic(), probed is None, model_folder or run / "model"
     group = join(choose_device(device_name))
     try:
-        data, base = Dataset.open(dataset), base_recipe(wish.recipe, wish.seed)
+        data = Dataset.open(dataset)
+        base = base_recipe(resolved(wish.recipe, data), wish.seed)
         request = wish.to_json(base, data)
         earlier, begins = started_before(run, request, group)
         if earlier and (run / "result.json").is_file() and (model_folder / "config.json").is_file():
@@ -120,11 +121,13 @@ def run_training(
             probed = wish.probed(base, task, group)
         grid = task.grid(group.agree(earlier[0].target if earlier else probed.recipe.target if probed else None))
         kinds = found_kinds(data, grid, run, group) if (earlier[0] if earlier else base).kinds else None
-        level = level_for_all(data, grid, group)
+        level = None if task.made else level_for_all(data, grid, group)
         recipe, reasons = earlier or planned(probed, wish, began, group)
         if earlier:  # the probe looks at a new one
             memory.refuse_if_too_large(recipe, task, grid, group.device, group.size)
-        learned = gather(data, level, recipe, group.device, kinds)
+        learned: Feed = (
+            gather(data, level, recipe, group.device, kinds) if level else pairs.gather(data, recipe, grid.shape)
+        )
         torch.manual_seed(wish.seed)  # the networks' first weights
         objective = OBJECTIVES[recipe.objective](recipe, task, grid, kinds.shares if kinds else ())
         told = [warm_start(objective, wish.start)] if wish.start and begins else []
@@ -135,11 +138,13 @@ def run_training(
             if printed:
                 tell(reasons)
         deadline_s = 60.0 * wish.minutes * SLACK if wish.images is None else float("inf")
+        if group.device.type == "cuda":  # what is reported is the training's, not the probe's
+            torch.cuda.reset_peak_memory_stats(group.device)
         with Progress("training", recipe.images, quiet=not group.main) as progress:
             best, outcome = loop.fit(objective, recipe, learned, run, group, deadline_s, progress)
         if not group.main:
             return {"model": str(model_folder), **outcome}
-        return finish(data, recipe, grid, objective, best, outcome, reasons, run, model_folder, group.device)
+        return finish(data, learned, recipe, grid, objective, best, outcome, reasons, run, model_folder, group.device)
     finally:
         group.leave()
 
@@ -178,6 +183,7 @@ def level_for_all(data: Dataset, grid: Grid, group: Group) -> Level:
 
 def finish(
     data: Dataset,
+    learned: Feed,
     recipe: Recipe,
     grid: Grid,
     objective: Objective,
@@ -193,8 +199,9 @@ def finish(
     On a GPU "device_peak_bytes" is the most of its memory that this process held, reserved by torch's allocator: more than
     the tensors filled, and what no other program could have had. The probe is part of the process.
     """
-    made = model.save(model_folder, best, configuration(data, recipe, grid, objective, outcome))
-    objective.leave(best, data, data.level(grid), run, device)
+    config = configuration(data, recipe, grid, objective, outcome) | learned.says(best, device)
+    made = model.save(model_folder, best, config)
+    objective.leave(best, data, grid, run, device)
     acts = [row for row in checkpoint.read_log(run / "log.jsonl") if row["kind"] == "act"]
     result = {
         "hash": made.hash,
@@ -212,6 +219,13 @@ def finish(
 def tell(reasons: list[str]) -> None:
     """The plan, for people."""
     print("\n".join(["Plan", *(f"  - {sentence}" for sentence in reasons)]), file=sys.stderr, flush=True)
+
+
+def resolved(recipe: str | Recipe, data: Dataset) -> str | Recipe:
+    """The recipe that "auto" stands for: `fidelity` where scans are paired, else `relativistic`."""
+    if recipe != "auto":
+        return recipe
+    return "fidelity" if data.info.get("target") else "relativistic"
 
 
 def base_recipe(name: str | Recipe, seed: int) -> Recipe:
@@ -244,18 +258,25 @@ def labels_of(data: Dataset) -> list[str]:
     return data.labels if len(data.labels) > 1 else []
 
 
-def task_of(data: Dataset) -> Task:
+def task_of(data: Dataset, objective: str = "synthesis") -> Task:
     """The shape of the learning task.
 
     Raises:
-        ValueError: too few training images.
+        ValueError: too few training images, or no pairs for a translation.
     """
+    if objective == "translation" and not data.info.get("target"):
+        raise ValueError(
+            f"expected paired scans to learn a translation from in {data.root}, found none: prepare them again with --pairs"
+        )
     count = len(training_rows(data))
     if count < FEWEST_TRAINING:
         raise ValueError(
             f"expected at least {FEWEST_TRAINING} training images in {data.root}, found {count}: add scans and prepare again"
         )
     channels, *size = data.shape
+    if objective == "translation":
+        slices = 2 * int(data.info.get("neighbours") or 0) + 1
+        return Task(channels * slices, tuple(size), 0, count, made=data.info["target"]["channels"])
     return Task(channels, tuple(size), len(labels_of(data)), count)
 
 

@@ -26,7 +26,7 @@ FLOOR_DRAWS = 8
 SCORED = 64  # images of each kind whose scores the overfitting is read from; more cost as much as the samples
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 FEWEST_AT_ONCE, VALUES_AT_ONCE = 8, 64 * 64 * 64  # samples made together: 64 of 64 x 64 pixels, fewer of larger ones
-MEASURED = ("energy", "energy_error", "quality", "diversity", "coverage", "recall", "copying")
+MEASURED = ("score", "score_error", "quality", "diversity", "coverage", "recall", "copying")
 Scores = Callable[[Tensor, Tensor | None], Tensor]
 
 
@@ -137,8 +137,8 @@ def measure(
         images: what `samples` gave for the same seed and classes, at least as many as the reference has; None makes them.
 
     Returns:
-        "energy": energy distance of all `images` over the mean distance of two real ones (0 = as real images, noise apart);
-        "energy_error": its standard error; "quality": Fréchet distance over floor (1 = as two sets of real images);
+        "score": energy distance of all `images` over the mean distance of two real ones (0 = as real images, noise apart);
+        "score_error": its standard error; "quality": Fréchet distance over floor (1 = as two sets of real images);
         "diversity": spread over the real spread; "coverage", "recall": see `prdc`; "copying": see `copying`; "overfit", "overfit_error": see `overfitting`;
         "watch_s": seconds all this took.
     """
@@ -154,8 +154,8 @@ def measure(
     between = prdc.distances(real.features, fake)
     energy, error = energy_distance(every, real.features)
     row = {
-        "energy": energy / real.apart,
-        "energy_error": error / real.apart,
+        "score": energy / real.apart,
+        "score_error": error / real.apart,
         "quality": frechet(fake, real.features) / real.floor,
         "diversity": _spread(fake) / real.spread,
         "coverage": float((between.min(axis=1) < real.radii).mean()),

@@ -1,0 +1,263 @@
+"""What translation learns from: patches of paired scans, and validation patients beside a straight line at every tick."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import conformal, inference
+from ..dataset import Dataset
+from ..preprocess.window import unclipped
+from ..runtime import derive_seed
+from . import watch
+from .feed import epochs
+from .objective import Batch, Objective
+from .parallel import Group
+from .recipes import Recipe, Values
+
+BODY = -0.9  # a voxel is of the body where source or target lies above
+OUTSIDE = 0.1  # weight of the others: air must be learned, too
+TRIES, LEAST_BODY = 4, 0.1  # corners that are drawn until so much of a patch is body
+GAIN = 0.1  # an MR source, whose scale is arbitrary, is brightened or darkened by so much at most
+MOST_TICKED = {2: 24, 3: 3}  # images or volumes that are translated at a tick
+LINE_IMAGES, LINE_VOXELS = 64, 4096  # that the straight line is fitted to
+CALIBRATED_VOXELS = 2**20  # of a patient
+SHOWN = 8  # images in a sheet
+TYPICAL = 64  # patches that batch norm's statistics are taken from
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Training pairs at stored resolution.
+
+    Attributes:
+        data: with targets.
+        rows: of the training split.
+        seen: rows that are translated at a tick, of validation patients, else of training patients.
+        reference: "validation" or "train".
+        patch: sides of what is learned from at a time.
+        line: (intercept, slope) of the least-squares line from encoded source to encoded target in the body.
+    """
+
+    data: Dataset
+    rows: np.ndarray
+    seen: np.ndarray
+    reference: str
+    patch: tuple[int, ...]
+    line: tuple[float, float]
+
+    def counts(self, classes: int) -> list[int]:
+        """Pairs have no classes."""
+        return []
+
+    # -------------------------------------------------------------------------------------------- a step
+
+    def draw(self, recipe: Recipe, step: int, group: Group, now: Values) -> Batch:
+        """This process's part of the batch of one step: a function of the seed and the step alone."""
+        part = group.part(recipe.batch)
+        chosen = epochs(len(self.rows), recipe, step)[part]
+        numbers = range(recipe.batch)[part]
+        patches = [
+            self.cut(int(self.rows[row]), np.random.default_rng(derive_seed(recipe.seed, "patch", step, number)))
+            for row, number in zip(chosen, numbers)
+        ]
+        images, target, weight = (torch.from_numpy(np.stack(layer)) for layer in zip(*patches))
+        return Batch(
+            images.to(group.device), None, None, torch.zeros(len(images), 1), 0.0, 0.0, torch.Generator(),
+            whole=recipe.batch if group.size > 1 else None, part=part,
+            target=target.to(group.device), weight=weight.to(group.device),
+        )  # fmt: skip
+
+    def cut(self, row: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A random patch of one pair: source, target and weight, each (C, *patch), mirrored left to right half of the time."""
+        stored = self.data.shape[1:]
+        for _ in range(TRIES):
+            first = [int(random.integers(0, max(1, size - side + 1))) for size, side in zip(stored, self.patch)]
+            part = tuple(slice(start, start + side) for start, side in zip(first, self.patch))
+            source, target = self.source(row, part), self.target(row, part)
+            inside = body(source, target)
+            if inside.mean() >= LEAST_BODY:
+                break
+        if self.data.info["modality"] == "MR":
+            source = (source + 1.0) * np.float32(1.0 + random.uniform(-GAIN, GAIN)) - 1.0
+        weight = np.where(inside, np.float32(1.0), np.float32(OUTSIDE))[None]
+        layers = [self._padded(source, -1.0), self._padded(target, -1.0), self._padded(weight, 0.0)]
+        if random.random() < 0.5:
+            layers = [np.flip(layer, -1) for layer in layers]
+        return tuple(np.ascontiguousarray(layer, np.float32) for layer in layers)  # type: ignore[return-value]
+
+    def _padded(self, values: np.ndarray, fill: float) -> np.ndarray:
+        """(C, *at most the patch) -> (C, *patch), the values in the middle."""
+        missing = [side - size for side, size in zip(self.patch, values.shape[1:])]
+        if not any(missing):
+            return values
+        return np.pad(values, [(0, 0), *((gap // 2, gap - gap // 2) for gap in missing)], constant_values=fill)
+
+    def source(self, row: int, part: tuple[slice, ...] = (...,)) -> np.ndarray:  # type: ignore[assignment]
+        """(C, *spatial) encoded; of a 2.5-D dataset the slices around it as further channels."""
+        rows = self.data.neighbours(row) if self.data.info.get("neighbours") else [row]
+        low, high = self.data.columns["low"][row], self.data.columns["high"][row]
+        return np.concatenate([unclipped(self.data.image(int(one))[(slice(None), *part)], low, high) for one in rows])
+
+    def target(self, row: int, part: tuple[slice, ...] = (...,)) -> np.ndarray:  # type: ignore[assignment]
+        """(C', *spatial) encoded."""
+        values = self.data.target(row)
+        assert values is not None
+        columns = self.data.columns
+        return unclipped(values[(slice(None), *part)], columns["target_low"][row], columns["target_high"][row])
+
+    def typical(self, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Patches of training pairs."""
+        rows = self.rows[np.linspace(0, len(self.rows) - 1, min(TYPICAL, len(self.rows))).astype(int)]
+        random = np.random.default_rng(derive_seed(recipe.seed, "typical"))
+        return torch.from_numpy(np.stack([self.cut(int(row), random)[0] for row in rows])).to(device), None
+
+    # -------------------------------------------------------------------------------------------- a tick
+
+    def observe(
+        self,
+        objective: Objective,
+        average: nn.Module,
+        recipe: Recipe,
+        run: Path,
+        images: int,
+        now: Values,
+        device: torch.device,
+    ) -> dict[str, Any]:
+        """A tick: the averaged model's error on whole images beside that of the straight line, and a sheet of them."""
+        began = time.monotonic()
+        objective.settle(average, *self.typical(recipe, device))
+        found = [self.errors(average, int(row), device) for row in self.seen]
+        patients = self.data.columns["patient"][self.seen]
+        each = [
+            np.mean([one for one, own in zip(found, patients) if own == patient], axis=0)
+            for patient in dict.fromkeys(patients)
+        ]
+        own, line, physical = np.array(each).T
+        ratios = own / np.maximum(line, 1e-9)
+        watch.save_sheet(run / "samples" / f"{images:09d}.png", self.sheet(average, device), columns=4)
+        return {
+            "score": round(float(ratios.mean()), 5), "score_error": round(float(ratios.std() / np.sqrt(len(ratios))), 5),
+            "quality": round(float(ratios.mean()), 4), "diversity": None, "error": round(float(physical.mean()), 4),
+            "reference": self.reference, "watch_s": round(time.monotonic() - began, 3),
+        }  # fmt: skip
+
+    def errors(self, network: nn.Module, row: int, device: torch.device) -> tuple[float, float, float]:
+        """Mean absolute error in the body of one image: the network's and the line's, encoded, and the network's in target units."""
+        source, target = self.source(row), self.target(row)
+        inside = body(source, target)
+        inside = inside if inside.any() else np.ones_like(inside)
+        middle = inference.translate(network, source, self.patch, device)[0]
+        own, line = (float(np.abs(made - target)[:, inside].mean()) for made in (middle, self.straight(source)))
+        columns = self.data.columns
+        return own, line, own * float(columns["target_high"][row] - columns["target_low"][row]) / 2.0
+
+    def straight(self, source: np.ndarray) -> np.ndarray:
+        """The line's target, (1, *spatial)."""
+        count = len(source) // (2 * int(self.data.info.get("neighbours") or 0) + 1)
+        middle = source[len(source) // 2 : len(source) // 2 + 1] if count == 1 else source.mean(axis=0, keepdims=True)
+        return self.line[0] + self.line[1] * middle
+
+    def sheet(self, network: nn.Module, device: torch.device) -> np.ndarray:
+        """Source, output, target and absolute difference of some images, four after each other, (n, 1, H, W) or volumes."""
+        tiles = []
+        for row in self.seen[:: max(1, len(self.seen) // SHOWN)][:SHOWN]:
+            source, target = self.source(int(row)), self.target(int(row))
+            made = inference.translate(network, source, self.patch, device)[0]
+            middle = source[len(source) // 2]
+            tiles += [middle, made[0], target[0], np.abs(made[0] - target[0]) - 1.0]
+        return np.stack(tiles)[:, None]
+
+    def words(self, row: dict[str, Any], health: str) -> str:
+        """What the progress bar says of a tick."""
+        units = self.data.info["target"]["units"]
+        return f"error {row['error']:.3g} {units}, {row['quality']:.0%} of a straight line's, {health}"
+
+    # -------------------------------------------------------------------------------------------- at the end
+
+    def says(self, network: nn.Module, device: torch.device) -> dict[str, Any]:
+        """How scans are brought to the network and its output to units, and how much the bounds must be widened.
+
+        The calibration patients were seen by nothing else.
+        """
+        info, columns = self.data.info, self.data.columns
+        found = conformal.calibrate(list(self._losses(network, device)))
+        windows = {
+            name: float(np.median(columns[name][self.rows])) for name in ("low", "high", "target_low", "target_high")
+        }
+        return {
+            "intensity": {"low": windows["target_low"], "high": windows["target_high"], "units": info["target"]["units"]},
+            "translation": {
+                "patch": list(self.patch), "neighbours": int(info.get("neighbours") or 0),
+                "source": {"modality": info["modality"], "low": windows["low"], "high": windows["high"], "units": info["units"]},
+                "target": info["target"], "choices": info["choices"], "line": list(self.line), "usual_width": self.usual_width(network, device),
+                "calibration": {**asdict(found), "factor": found.factor if math.isfinite(found.factor) else None, "words": found.words()},
+            },
+        }  # fmt: skip
+
+    def usual_width(self, network: nn.Module, device: torch.device) -> float:
+        """Median distance between the bounds in the body of the images of a tick, encoded, before calibration."""
+        widths = []
+        for row in self.seen:
+            source, target = self.source(int(row)), self.target(int(row))
+            _, lower, upper = inference.translate(network, source, self.patch, device)
+            widths.append((upper - lower)[:, body(source, target)].ravel()[::7])
+        found = np.concatenate(widths)
+        return float(np.median(found)) if len(found) else 1.0
+
+    def _losses(self, network: nn.Module, device: torch.device) -> Iterator[np.ndarray]:
+        rows = self.data.rows("calibration")
+        patients = self.data.columns["patient"][rows]
+        for patient in sorted(set(patients.tolist())):
+            own = rows[patients == patient]
+            each = max(1, CALIBRATED_VOXELS // len(own))
+            values = [np.zeros((4, 0), np.float32)]
+            for row in own:
+                source, target = self.source(int(row)), self.target(int(row))
+                middle, lower, upper = inference.translate(network, source, self.patch, device)
+                inside = body(source, target)
+                four = np.stack([one[:, inside].ravel() for one in (target, lower, middle, upper)])
+                values.append(four[:, :: (four.shape[1] // each) | 1])
+            joined = np.concatenate(values, axis=1)
+            if joined.size:
+                yield conformal.losses(*joined)
+
+
+def body(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """(*spatial) bool: where errors count; source and target (C, *spatial) encoded."""
+    return np.asarray((source > BODY).any(axis=0) | (target > BODY).any(axis=0))
+
+
+def fitted_line(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    """(intercept, slope) of the least-squares line through (n,) values of sources and targets."""
+    x, y = (np.concatenate(side).astype(np.float64) for side in zip(*pairs))
+    if x.std() == 0.0:
+        return float(y.mean()), 0.0
+    slope = float(np.cov(x, y, bias=True)[0, 1] / x.var())
+    return float(y.mean() - slope * x.mean()), slope
+
+
+def gather(data: Dataset, recipe: Recipe, patch: Sequence[int]) -> Pairs:
+    """Training pairs, the straight line through them, and the rows that ticks look at; the holdout is not touched."""
+    rows, validation = data.rows("train"), data.rows("validation")
+    reference = validation if len(validation) else rows
+    most = MOST_TICKED[len(patch)]
+    seen = reference[np.unique(np.linspace(0, len(reference) - 1, min(most, len(reference))).astype(int))]
+    bare = Pairs(data, rows, seen, "validation" if len(validation) else "train", tuple(patch), (0.0, 0.0))
+    random = np.random.default_rng(derive_seed(recipe.seed, "line"))
+    drawn = []
+    for row in random.permutation(rows)[:LINE_IMAGES]:
+        source, target = bare.source(int(row)), bare.target(int(row))
+        inside = body(source, target)
+        x, y = source[len(source) // 2][inside], target[0][inside]
+        chosen = random.permutation(len(x))[:LINE_VOXELS]
+        drawn.append((x[chosen], y[chosen]))
+    return Pairs(data, rows, seen, bare.reference, tuple(patch), fitted_line(drawn))
