@@ -20,7 +20,14 @@ TIERS = {
     "image": 0, "intensity": 0, "runtime": 0,
 }  # fmt: skip
 # Within a tier: who may use whom.
-NEIGHBOURS = {("dataset", "preprocess"), ("model", "preprocess"), ("image", "runtime"), ("intensity", "runtime")}
+NEIGHBOURS = {
+    ("dataset", "preprocess"),
+    ("model", "preprocess"),
+    ("inference", "preprocess"),
+    ("inference", "dataset"),
+    ("image", "runtime"),
+    ("intensity", "runtime"),
+}
 
 
 def module_of(path: Path) -> str:

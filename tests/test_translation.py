@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from scansmith import dataset, losses, model, train
+from scansmith import dataset, evaluate, losses, model, synthesize, train
+from scansmith.evaluate import translation as judging
 from scansmith.image import Image
 from scansmith.preprocess import Grid
 from scansmith.train import checkpoint, pairs
@@ -247,3 +248,61 @@ def test_other_channels_and_scans_without_pairs_are_refused_in_words(learned, tm
     (alone / "dataset.json").write_text(json.dumps(bare))
     with pytest.raises(ValueError, match=r"expected paired scans .* --pairs"):
         train(alone, tmp_path / "run", recipe="fidelity", images=64)
+
+
+# ------------------------------------------------------------------------------------------------ judged
+
+
+def test_held_out_patients_are_judged_beside_simple_methods_and_the_numbers_are_those_of_the_definitions(
+    learned, tmp_path
+):
+    made, run = learned
+    result = evaluate(made, run / "model", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == result
+    assert result["split"] == "validation" and result["patients"] == 5 and result["units"] == "HU"
+    metrics = result["metrics"]
+    assert metrics["translation"]["mae"]["value"] < 0.5 * min(
+        metrics[name]["mae"]["value"] for name in ("line", "histogram", "identity")
+    )
+    assert all(
+        metrics["translation"][name]["value"] > metrics["line"][name]["value"] for name in ("psnr", "ssim", "ms_ssim")
+    )
+    assert metrics["translation"]["mae"]["interval"] is None and len(metrics["translation"]["mae"]["each"]) == 5
+    data, opened = dataset.Dataset.open(made), model.load(run / "model")
+    scan = judging.translated_scan(data, judging.cases_of(data, "validation")[0], opened, CPU)
+    numbers = judging.judged(scan, scan.middle, "HU")
+    error = np.abs(scan.units(scan.middle) - scan.units(scan.target))[scan.inside]
+    assert numbers["mae"] == pytest.approx(error.mean(), rel=1e-4)
+    assert metrics["translation"]["mae"]["each"][0] == pytest.approx(numbers["mae"], rel=1e-3)
+    assert "uncalibrated" in result["words"][-1]
+
+
+def test_a_perfect_translation_has_no_error_and_full_coverage():
+    random = np.random.default_rng(0)
+    true = random.uniform(-0.8, 0.8, (9, 16, 16))
+    scan = judging.Scan("p", true, true, true, true - 0.1, true + 0.1, np.ones(true.shape, bool), (-1024.0, 1000.0))
+    perfect = judging.judged(scan, true, "HU")
+    assert perfect["mae"] == 0.0 and perfect["psnr"] == np.inf and perfect["ssim"] == pytest.approx(1.0)
+    assert set(judging.shares_outside(scan, "HU").values()) == {0.0}
+    off = replace(scan, lower=true + 0.05)
+    assert judging.shares_outside(off, "HU")["body"] == 1.0
+    assert judging.judged(scan, true + 0.1, "HU")["mae"] == pytest.approx(0.1 * 1012)
+    assert judging.judged(scan, true + 0.1, "a.u.")["mae"] == pytest.approx(0.1 * 1012)
+
+
+def test_intervals_are_over_patients_and_need_eight():
+    few, many = ({f"p{i}": [float(i), float(i) + 2] for i in range(count)} for count in (7, 8))
+    assert judging.summary(few, 0)["interval"] is None and judging.summary(few, 0)["value"] == 4.0
+    low, high = judging.summary(many, 0)["interval"]
+    # The deviation of a mean of 8 of the values 1 to 8 is 2.29 / sqrt(8).
+    assert low == pytest.approx(4.5 - 1.645 * 0.81, abs=0.25) and high == pytest.approx(4.5 + 1.645 * 0.81, abs=0.25)
+
+
+def test_a_model_that_makes_scans_and_data_without_pairs_are_refused(learned, tmp_path):
+    made, run = learned
+    opened = model.load(run / "model")
+    maker = replace(opened, config={key: value for key, value in opened.config.items() if key != "translation"})
+    with pytest.raises(ValueError, match="one that makes scans"):
+        judging.evaluate_translation(dataset.Dataset.open(made), maker, tmp_path)
+    with pytest.raises(ValueError, match="found one that translates"):
+        synthesize(run / "model", tmp_path / "images", count=2)

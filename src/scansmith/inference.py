@@ -1,4 +1,4 @@
-"""A translator over a whole scan: at once where it is small enough, else in windows without seams."""
+"""What a translator is given of a stored pair, and the translator over a whole scan: at once where it is small, else in windows."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import windows
+from .dataset import Dataset
 from .networks.unet import padding_to
+from .preprocess.window import unclipped
 
 AT_ONCE = 2**19  # pixels of an image that the network sees whole; volumes are always cut into windows
 OVERLAP = 0.5
 AIR = -1.0  # around an image, encoded
+BODY = -0.9  # a voxel is of the body where source or target lies above, encoded
+Part = tuple[slice, ...]
+WHOLE: Part = ()
 
 
 def translate(network: nn.Module, source: np.ndarray, patch: Sequence[int], device: torch.device) -> np.ndarray:
@@ -51,3 +56,32 @@ def whole(network: nn.Module, image: torch.Tensor, step: int) -> np.ndarray:
     inside = tuple(slice(before, before + side) for (before, _), side in zip(around, image.shape[1:]))
     result: np.ndarray = made[(slice(None), slice(None), *inside)].cpu().numpy()
     return result
+
+
+# ------------------------------------------------------------------------------------------------ stored pairs
+
+
+def source_of(data: Dataset, row: int, part: Part = WHOLE) -> np.ndarray:
+    """(C, *spatial) float32, encoded: a row of a dataset, or a part of it; of a 2.5-D one the slices around it are further channels."""
+    rows = data.neighbours(row) if data.info.get("neighbours") else [row]
+    low, high = data.columns["low"][row], data.columns["high"][row]
+    return np.concatenate([unclipped(data.image(int(one))[(slice(None), *part)], low, high) for one in rows])
+
+
+def target_of(data: Dataset, row: int, part: Part = WHOLE) -> np.ndarray:
+    """(C', *spatial) float32, encoded: the paired image of a row, or a part of it."""
+    values = data.target(row)
+    assert values is not None, "a dataset of pairs"
+    columns = data.columns
+    return unclipped(values[(slice(None), *part)], columns["target_low"][row], columns["target_high"][row])
+
+
+def body(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """(*spatial) bool: where errors count; source and target (C, *spatial) encoded."""
+    return np.asarray((source > BODY).any(axis=0) | (target > BODY).any(axis=0))
+
+
+def straight(line: tuple[float, float], source: np.ndarray) -> np.ndarray:
+    """(1, *spatial): the target that a line (intercept, slope) makes of the middle channel."""
+    middle = len(source) // 2
+    return line[0] + line[1] * source[middle : middle + 1]

@@ -67,6 +67,10 @@ def synthesize(
     from .runtime import Progress, choose_device
 
     opened, out = load(model), Path(out)
+    if "translation" in opened.config:
+        raise ValueError(
+            f"expected a model that makes scans in {model}, found one that translates: train without pairs"
+        )
     if count < 1 or first < 0:
         raise ValueError(
             f"expected a count of at least 1 and a first index of at least 0, got count={count}, first={first}"

@@ -26,7 +26,8 @@ def evaluate(
 
     Args:
         real: prepared dataset, or folder of scans.
-        fake: folder of synthetic scans, of any scans, or a prepared dataset.
+        fake: folder of synthetic scans, of any scans, or a prepared dataset; or a model that translates, which then
+            translates the held-out pairs of the dataset `real`.
         out: folder for metrics.json and nearest.png.
         train: the scans the model learned from, a dataset or a folder; default: the training split of `real`.
         draws: random draws of scans that give the intervals (5th to 95th percentile).
@@ -40,6 +41,12 @@ def evaluate(
     Raises:
         ValueError: there are no scans in a folder, or the channels of real and synthetic scans differ.
     """
+    if (Path(fake) / "config.json").is_file():
+        from ..dataset import Dataset
+        from ..model import load
+        from .translation import evaluate_translation
+
+        return evaluate_translation(Dataset.open(real), load(fake), Path(out), device, seed)
     from .verdict import evaluate as implementation
 
     return implementation(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import conformal, inference
 from ..dataset import Dataset
-from ..preprocess.window import unclipped
+from ..inference import WHOLE, Part, body
 from ..runtime import derive_seed
 from . import watch
 from .feed import epochs
@@ -23,7 +23,6 @@ from .objective import Batch, Objective
 from .parallel import Group
 from .recipes import Recipe, Values
 
-BODY = -0.9  # a voxel is of the body where source or target lies above
 OUTSIDE = 0.1  # weight of the others: air must be learned, too
 TRIES, LEAST_BODY = 4, 0.1  # corners that are drawn until so much of a patch is body
 GAIN = 0.1  # an MR source, whose scale is arbitrary, is brightened or darkened by so much at most
@@ -101,18 +100,13 @@ class Pairs:
             return values
         return np.pad(values, [(0, 0), *((gap // 2, gap - gap // 2) for gap in missing)], constant_values=fill)
 
-    def source(self, row: int, part: tuple[slice, ...] = (...,)) -> np.ndarray:  # type: ignore[assignment]
-        """(C, *spatial) encoded; of a 2.5-D dataset the slices around it as further channels."""
-        rows = self.data.neighbours(row) if self.data.info.get("neighbours") else [row]
-        low, high = self.data.columns["low"][row], self.data.columns["high"][row]
-        return np.concatenate([unclipped(self.data.image(int(one))[(slice(None), *part)], low, high) for one in rows])
+    def source(self, row: int, part: Part = WHOLE) -> np.ndarray:
+        """See `inference.source_of`."""
+        return inference.source_of(self.data, row, part)
 
-    def target(self, row: int, part: tuple[slice, ...] = (...,)) -> np.ndarray:  # type: ignore[assignment]
-        """(C', *spatial) encoded."""
-        values = self.data.target(row)
-        assert values is not None
-        columns = self.data.columns
-        return unclipped(values[(slice(None), *part)], columns["target_low"][row], columns["target_high"][row])
+    def target(self, row: int, part: Part = WHOLE) -> np.ndarray:
+        """See `inference.target_of`."""
+        return inference.target_of(self.data, row, part)
 
     def typical(self, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Patches of training pairs."""
@@ -161,10 +155,8 @@ class Pairs:
         return own, line, own * float(columns["target_high"][row] - columns["target_low"][row]) / 2.0
 
     def straight(self, source: np.ndarray) -> np.ndarray:
-        """The line's target, (1, *spatial)."""
-        count = len(source) // (2 * int(self.data.info.get("neighbours") or 0) + 1)
-        middle = source[len(source) // 2 : len(source) // 2 + 1] if count == 1 else source.mean(axis=0, keepdims=True)
-        return self.line[0] + self.line[1] * middle
+        """See `inference.straight`."""
+        return inference.straight(self.line, source)
 
     def sheet(self, network: nn.Module, device: torch.device) -> np.ndarray:
         """Source, output, target and absolute difference of some images, four after each other, (n, 1, H, W) or volumes."""
@@ -229,11 +221,6 @@ class Pairs:
             joined = np.concatenate(values, axis=1)
             if joined.size:
                 yield conformal.losses(*joined)
-
-
-def body(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(*spatial) bool: where errors count; source and target (C, *spatial) encoded."""
-    return np.asarray((source > BODY).any(axis=0) | (target > BODY).any(axis=0))
 
 
 def fitted_line(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:

@@ -1,0 +1,236 @@
+"""Translated images beside the true ones of patients that nothing has seen, and beside what is simpler: identity, line, histogram."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import conformal, inference
+from ..dataset import Dataset
+from ..metrics import synthrad
+from ..model import Model
+from ..runtime import Progress, choose_device, derive_seed, write_json
+
+FEWEST_PATIENTS = 8  # for an interval over patients
+DRAWS = 2000
+QUANTILES = np.linspace(0.0, 1.0, 257)
+LEARNED_ROWS, LEARNED_VOXELS = 64, 4096  # that the histograms are learned from
+# HU at which tissues part.
+TISSUES = {"air and lung": (-np.inf, -200.0), "soft tissue": (-200.0, 200.0), "bone": (200.0, np.inf)}
+METHODS = ("translation", "line", "histogram", "identity")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One held-out scan at stored resolution, encoded.
+
+    Attributes:
+        patient: pseudonym.
+        source: (D, H, W) what was translated; target: what is true.
+        middle, lower, upper: (D, H, W) of the model, bounds calibrated.
+        inside: (D, H, W) bool, the body.
+        window: (low, high) of the target in its units.
+    """
+
+    patient: str
+    source: np.ndarray
+    target: np.ndarray
+    middle: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    inside: np.ndarray
+    window: tuple[float, float]
+
+    def units(self, encoded: np.ndarray) -> np.ndarray:
+        """Encoded -> units of the target."""
+        low, high = self.window
+        return np.asarray((encoded + 1.0) / 2.0 * (high - low) + low)
+
+
+def evaluate_translation(
+    data: Dataset, model: Model, out: Path, device_name: str = "auto", seed: int = 0
+) -> dict[str, Any]:
+    """Translate the held-out pairs and write OUT/metrics.json.
+
+    Args:
+        data: with pairs; its holdout is judged, or its validation patients where nothing is held out.
+        model: one that translates.
+        out: folder.
+        device_name: see `choose_device`.
+        seed: of the draws of patients.
+
+    Returns:
+        {"task", "split", "patients", "metrics": method -> name -> {"value", "interval", "each"}, "coverage", "width", "units", "words"}.
+
+    Raises:
+        ValueError: no pairs, nothing held out, or a model that makes scans.
+    """
+    settings = model.config.get("translation")
+    if settings is None or not data.info.get("target"):
+        raise ValueError(
+            f"expected a model that translates and a dataset of pairs, found {'one that makes scans' if settings is None else f'no pairs in {data.root}'}: train on a dataset that was prepared with --pairs"
+        )
+    split = next((name for name in ("holdout", "validation") if len(data.rows(name))), None)
+    if split is None:
+        raise ValueError(f"expected held-out patients in {data.root}, found none: prepare it again with more scans")
+    device = choose_device(device_name)
+    model.generator.to(device)
+    levels = histogram(data, seed)
+    found: dict[str, dict[str, dict[str, list[float]]]] = {method: {} for method in METHODS}
+    outside: dict[str, dict[str, list[float]]] = {}
+    widths: dict[str, list[float]] = {}
+    cases = cases_of(data, split)
+    with Progress("evaluating", len(cases), "scans") as progress:
+        for number, rows in enumerate(cases, 1):
+            scan = translated_scan(data, rows, model, device)
+            for method, made in methods(scan, settings["line"], levels).items():
+                for name, value in judged(scan, made, model.intensity.units).items():
+                    found[method].setdefault(name, {}).setdefault(scan.patient, []).append(value)
+            for tissue, share in shares_outside(scan, model.intensity.units).items():
+                outside.setdefault(tissue, {}).setdefault(scan.patient, []).append(share)
+            widths.setdefault(scan.patient, []).append(
+                float((scan.units(scan.upper) - scan.units(scan.lower))[scan.inside].mean())
+            )
+            progress.update(number)
+    result = {
+        "task": "translation", "split": split, "patients": len(widths), "units": model.intensity.units, "model": model.hash,
+        "metrics": {method: {name: summary(each, seed) for name, each in names.items()} for method, names in found.items()},
+        "coverage": {tissue: summary({patient: [1.0 - value for value in values] for patient, values in each.items()}, seed) for tissue, each in outside.items()},
+        "width": summary(widths, seed), "calibration": settings["calibration"],
+    }  # fmt: skip
+    result["words"] = words(result)
+    write_json(out / "metrics.json", result)
+    return result
+
+
+# ------------------------------------------------------------------------------------------------ scans
+
+
+def cases_of(data: Dataset, split: str) -> list[np.ndarray]:
+    """The rows of each scan of a split, in order of slices."""
+    rows = data.rows(split)
+    cases = data.columns["case"][rows]
+    return [
+        rows[cases == case][np.argsort(data.columns["slice"][rows[cases == case]])]
+        for case in dict.fromkeys(cases.tolist())
+    ]
+
+
+def translated_scan(data: Dataset, rows: np.ndarray, model: Model, device: torch.device) -> Scan:
+    """One scan through the model, its slices stacked."""
+    settings = model.config["translation"]
+    factor = settings["calibration"]["factor"]
+    parts: list[list[np.ndarray]] = [[], [], [], [], [], []]
+    for row in rows:
+        source, target = inference.source_of(data, int(row)), inference.target_of(data, int(row))
+        middle, lower, upper = inference.translate(model.generator, source, settings["patch"], device)
+        lower, upper = conformal.widened(lower, middle, upper, 1.0 if factor is None else factor)
+        centre = source[len(source) // 2]
+        layers = (centre, target[0], middle[0], lower[0], upper[0], inference.body(source, target))
+        for part, layer in zip(parts, layers):
+            part.append(layer)
+    source, target, middle, lower, upper, inside = (
+        np.stack(part) if part[0].ndim == 2 else np.concatenate(part) for part in parts
+    )
+    columns = data.columns
+    window = (float(columns["target_low"][rows[0]]), float(columns["target_high"][rows[0]]))
+    return Scan(str(columns["patient"][rows[0]]), source, target, middle, lower, upper, inside.astype(bool), window)
+
+
+def histogram(data: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(levels of sources, levels of targets), rising: which encoded value of the training targets is as frequent as which of the sources."""
+    random = np.random.default_rng(derive_seed(seed, "histogram"))
+    sources, targets = [], []
+    for row in random.permutation(data.rows("train"))[:LEARNED_ROWS]:
+        source, target = inference.source_of(data, int(row)), inference.target_of(data, int(row))
+        inside = inference.body(source, target)
+        sources.append(random.permutation(source[len(source) // 2][inside])[:LEARNED_VOXELS])
+        targets.append(random.permutation(target[0][inside])[:LEARNED_VOXELS])
+    return np.quantile(np.concatenate(sources), QUANTILES), np.quantile(np.concatenate(targets), QUANTILES)
+
+
+def methods(scan: Scan, line: tuple[float, float], levels: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+    """What each method makes of the source, encoded: the model, a straight line, matched histograms, nothing at all."""
+    return {
+        "translation": scan.middle,
+        "line": line[0] + line[1] * scan.source,
+        "histogram": np.interp(scan.source, *levels),
+        "identity": scan.source,
+    }
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+
+
+def judged(scan: Scan, made: np.ndarray, units: str) -> dict[str, float]:
+    """{"mae" in units, "psnr", "ssim" and, of HU, "ms_ssim"} in the body: of HU those of SynthRAD, else with the window as the extent."""
+    inside = scan.inside if scan.inside.any() else np.ones_like(scan.inside)
+    if units == "HU":
+        real, output = scan.units(scan.target), scan.units(made)
+    else:  # the same formulas, the window in place of their range of HU
+        span = synthrad.TOP_2023 - synthrad.AIR
+        real, output = ((one + 1.0) / 2.0 * span + synthrad.AIR for one in (scan.target, made))
+    planes = (
+        [slice(None)]
+        if min(real.shape) >= synthrad.WINDOW
+        else [slice(k, k + 1) for k in range(len(real)) if inside[k].any()]
+    )
+    each = []
+    for plane in planes:
+        three = [
+            one[plane] if len(planes) == 1 and min(real.shape) >= synthrad.WINDOW else one[plane][0]
+            for one in (real, output, inside)
+        ]
+        entry = synthrad.synthrad2023(*three)
+        if units == "HU":
+            entry["ms_ssim"] = synthrad.synthrad2025(*three)["ms_ssim"]
+        each.append(entry)
+    result = {name: float(np.nanmean([entry[name] for entry in each])) for name in each[0]}
+    result["mae"] = synthrad.mae(scan.units(scan.target), scan.units(made), inside)
+    return result
+
+
+def shares_outside(scan: Scan, units: str) -> dict[str, float]:
+    """Share of the body's voxels whose true value lies outside the bounds: of all, and of HU for each tissue."""
+    out = (scan.target < scan.lower) | (scan.target > scan.upper)
+    parts = {"body": scan.inside}
+    if units == "HU":
+        true = scan.units(scan.target)
+        parts |= {name: scan.inside & (true >= low) & (true < high) for name, (low, high) in TISSUES.items()}
+    return {name: float(out[where].mean()) for name, where in parts.items() if where.any()}
+
+
+def summary(each: Mapping[str, list[float]], seed: int) -> dict[str, Any]:
+    """Mean over patients, each counted once; from 8 patients on with a bootstrap interval (5th to 95th percentile) over patients."""
+    values = np.array([np.mean(one) for one in each.values()])
+    interval = None
+    if len(values) >= FEWEST_PATIENTS:
+        random = np.random.default_rng(derive_seed(seed, "patients"))
+        means = values[random.integers(0, len(values), (DRAWS, len(values)))].mean(axis=1)
+        interval = [float(bound) for bound in np.percentile(means, (5.0, 95.0))]
+    return {"value": float(values.mean()), "interval": interval, "each": [round(float(value), 5) for value in values]}
+
+
+def words(result: Mapping[str, Any]) -> list[str]:
+    """What was found, for people."""
+    return list(sentences(result))
+
+
+def sentences(result: Mapping[str, Any]) -> Iterator[str]:
+    own, units = result["metrics"]["translation"]["mae"], result["units"]
+    spread = f" ({own['interval'][0]:.3g} to {own['interval'][1]:.3g})" if own["interval"] else ""
+    yield f"Mean absolute error in the body of {result['patients']} {result['split']} patients: {own['value']:.3g}{spread} {units}."
+    others = {name: result["metrics"][name]["mae"]["value"] for name in METHODS[1:]}
+    best = min(others, key=others.__getitem__)
+    if own["value"] < others[best]:
+        yield f"That is {own['value'] / others[best]:.0%} of the best simple method's ({best}, {others[best]:.3g} {units})."
+    else:
+        yield f"That is no better than {best} ({others[best]:.3g} {units}): do not use this model."
+    if result["patients"] < FEWEST_PATIENTS:
+        yield f"With fewer than {FEWEST_PATIENTS} patients no interval over patients is given; `each` has one figure per patient."
+    yield f"{result['coverage']['body']['value']:.0%} of the body's voxels lie within the bounds; {result['calibration']['words']}."
