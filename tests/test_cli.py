@@ -99,7 +99,7 @@ def test_results_for_people_are_lines_and_long_lists_are_shortened():
     text = cli.as_text(
         {
             "a": 1,
-            "skipped": [{"file": f"f{i}", "reason": "bad"} for i in range(30)],
+            "skipped": [{"file": f"f{i}", "reason": "bad"} for i in range(50)],
             "plan": ["one", "two"],
             "none": [],
             "deep": {"b": 2.5},

@@ -6,11 +6,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 
-from scansmith import dataset, evaluate, losses, model, synthesize, train
+from scansmith import dataset, evaluate, formats, losses, model, synthesize, train, translate
 from scansmith.evaluate import translation as judging
 from scansmith.image import Image
 from scansmith.preprocess import Grid
@@ -19,7 +20,7 @@ from scansmith.train.objective import Batch, Task
 from scansmith.train.objectives import OBJECTIVES
 from scansmith.train.parallel import Group
 from scansmith.train.recipes import RECIPES, schedule
-from scansmith.translate import translated
+from scansmith.translate import readable, translated
 
 CPU = torch.device("cpu")
 RECIPE = replace(RECIPES["fidelity"], width=4, batch=4, images=64, threads=1, train_images=20, target=32)
@@ -248,6 +249,69 @@ def test_other_channels_and_scans_without_pairs_are_refused_in_words(learned, tm
     (alone / "dataset.json").write_text(json.dumps(bare))
     with pytest.raises(ValueError, match=r"expected paired scans .* --pairs"):
         train(alone, tmp_path / "run", recipe="fidelity", images=64)
+
+
+def written(folder: Path, slices: int = 3) -> Path:
+    """Three scans below a folder: two MR files and one that is none."""
+    data = np.stack([np.pad(np.full((20, 24), 200 + 40 * k, np.int16), 10) for k in range(slices)], -1).transpose(
+        1, 0, 2
+    )
+    for name in ("a/first.nii.gz", "b/second.nii.gz"):
+        (folder / name).parent.mkdir(parents=True)
+        nibabel.save(nibabel.Nifti1Image(data, np.diag([-1.5, -2.0, 3.0, 1.0])), folder / name)
+    (folder / "broken.nii.gz").write_bytes(b"no scan")
+    return folder
+
+
+def test_scans_become_files_of_their_format_in_their_place_and_one_bad_file_stops_nothing(learned, tmp_path):
+    _, run = learned
+    scans, out = written(tmp_path / "scans"), tmp_path / "out"
+    result = translate(run / "model", scans, out)
+    names = {
+        f"{name}{suffix}.nii.gz" for name in ("a/first", "b/second") for suffix in ("", "-lower", "-upper", "-trust")
+    }
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*.nii.gz")} == names
+    assert result["count"] == 2 and len(result["skipped"]) == 1 and "broken.nii.gz" in result["skipped"][0]
+    assert "uncalibrated" in result["promise"]
+    source, made, lower, upper, trust = (
+        nibabel.load(path)
+        for path in (
+            scans / "a/first.nii.gz",
+            *(out / f"a/first{suffix}.nii.gz" for suffix in ("", "-lower", "-upper", "-trust")),
+        )
+    )
+    assert (
+        np.array_equal(made.affine, source.affine) and made.shape == source.shape and made.get_data_dtype() == np.int16
+    )
+    assert (lower.get_fdata() <= made.get_fdata()).all() and (made.get_fdata() <= upper.get_fdata()).all()
+    assert trust.get_fdata().min() > 0 and trust.get_fdata().max() < 1
+    direct = translated(model.load(run / "model"), formats.read(formats.discover(scans / "a")[0][0]), "nifti", CPU)
+    np.testing.assert_allclose(made.get_fdata(), direct.image.array[0], atol=0.51)
+
+
+def test_the_same_command_goes_on_and_another_model_is_refused(learned, tmp_path):
+    _, run = learned
+    scans, out = written(tmp_path / "scans"), tmp_path / "out"
+    translate(run / "model", scans, out, maps=False)
+    assert not list(out.rglob("*-lower*"))
+    (out / "b/second.nii.gz").unlink()
+    before = (out / "a/first.nii.gz").stat().st_mtime_ns
+    assert translate(run / "model", scans, out, maps=False)["count"] == 2
+    assert (out / "a/first.nii.gz").stat().st_mtime_ns == before and (out / "b/second.nii.gz").is_file()
+    record = json.loads((out / "translated.json").read_text())
+    (out / "translated.json").write_text(json.dumps({**record, "model": "f" * 16}))
+    with pytest.raises(ValueError, match="found translations by ffffffffffffffff"):
+        translate(run / "model", scans, out, maps=False)
+
+
+def test_folders_without_a_scan_of_the_right_kind_and_models_that_make_scans_are_refused(learned, tmp_path):
+    _, run = learned
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="expected scans to translate"):
+        translate(run / "model", tmp_path / "empty", tmp_path / "out")
+    source = formats.discover(written(tmp_path / "scans"))[0][0]
+    assert readable(source, model.load(run / "model")) is None
+    assert "expected MR" in readable(replace(source, modality="CT"), model.load(run / "model"))
 
 
 # ------------------------------------------------------------------------------------------------ judged

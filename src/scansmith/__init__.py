@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-VERBS = ("run", "prepare", "train", "compare", "synthesize", "evaluate", "report", "phantom")
+VERBS = ("run", "prepare", "train", "compare", "synthesize", "translate", "evaluate", "report", "phantom")
 
 __all__ = ["__version__", *VERBS]
 

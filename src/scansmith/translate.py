@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +19,121 @@ if TYPE_CHECKING:
     from .preprocess.slices import Slices
 
 LOWEST_HU, HIGHEST_HU = -1024.0, 3071.0
+# What is written beside a translation: attribute of `Translated` -> (suffix of the name, what it is, its units unless the target's).
+MAPS = {
+    "lower": ("-lower", "lower bound", None),
+    "upper": ("-upper", "upper bound", None),
+    "trust": ("-trust", "trust map", "ratio"),
+}
+
+
+def translate(model: Path, scans: Path, out: Path, *, maps: bool = True, device: str = "auto") -> dict[str, Any]:
+    """Turn scans into the kind that the model learned, voxel by voxel in their place, in the format of their files.
+
+    A DICOM series becomes a new series of the same patient and study that refers to its source; NIfTI, NRRD and MetaImage
+    files keep their place to the bit; pictures become PNG. CT comes in HU. One scan that cannot be translated never stops
+    the others. Not for diagnosis.
+
+    Args:
+        model: model folder of a training on pairs (RUN/model).
+        scans: folder of scans of the source's kind, or one file.
+        out: folder for the translations; what this model has translated into it before is not translated again.
+        maps: also write a lower and an upper bound and a trust map; in DICOM as Parametric Maps.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+
+    Returns:
+        {"out", "count", "model", "maps", "promise", "files", "skipped"}.
+
+    Raises:
+        ValueError: a model that makes scans, or no scan that can be translated.
+    """
+    from . import formats
+    from .model import load
+    from .runtime import Progress, choose_device, write_json
+
+    opened, scans, out = load(model), Path(scans), Path(out)
+    if "translation" not in opened.config:
+        raise ValueError(f"expected a model that translates in {model}, found one that makes scans: use synthesize")
+    chosen = choose_device(device)
+    opened.generator.to(chosen)
+    found, skipped = formats.discover(scans)
+    written: dict[str, list[str]] = {}
+    earlier = finished(out, opened.hash, maps)
+    sources = [source for source in found if source.role == "image"]
+    with Progress("translating", len(sources), "scans") as progress:
+        for number, source in enumerate(sources, 1):
+            name = name_of(source, scans, [*written])
+            try:
+                written[name] = earlier.get(name) or one_scan(opened, source, out, name, maps, chosen)
+            except (ValueError, OSError) as error:
+                skipped.append(formats.Skipped(source.files[0], str(error)))
+            progress.update(number)
+    listed = [f"{entry.file.name}: {entry.reason}" for entry in skipped]
+    if not written:
+        raise ValueError(
+            f"expected scans to translate in {scans}, found none that can be: {listed[0] if listed else 'it is empty'}"
+        )
+    promise = opened.config["translation"]["calibration"]["words"]
+    record = {"model": opened.hash, "maps": maps, "promise": promise, "files": written, "skipped": listed}
+    write_json(out / "translated.json", record)
+    return {"out": str(out), "count": len(written), **record}
+
+
+def finished(out: Path, model: str, maps: bool) -> dict[str, list[str]]:
+    """What an earlier call with this model left whole: name -> its files."""
+    record = out / "translated.json"
+    if not record.is_file():
+        return {}
+    found = json.loads(record.read_text())
+    if found["model"] != model or found["maps"] != maps:
+        raise ValueError(
+            f"expected an empty folder or one of model {model} with the same maps, found translations by {found['model']} in {out}: choose another folder"
+        )
+    return {name: files for name, files in found["files"].items() if all((out / file).is_file() for file in files)}
+
+
+def name_of(source: Source, scans: Path, taken: Sequence[str]) -> str:
+    """Where a scan's translation lies below the output folder, without suffix: as its file, or its series' folder, below `scans`."""
+    file = source.files[0]
+    inside = file.relative_to(scans) if scans.is_dir() and file.is_relative_to(scans) else Path(file.name)
+    plain = (
+        inside.parent
+        if len(source.files) > 1 and inside.parent != Path()
+        else inside.with_name(inside.name.split(".")[0])
+    )
+    name, number = plain.as_posix(), 1
+    while name in taken:
+        number += 1
+        name = f"{plain.as_posix()}-{number}"
+    return name
+
+
+def one_scan(model: Model, source: Source, out: Path, name: str, maps: bool, device: torch.device) -> list[str]:
+    """Translate and write one scan; the files, posix paths below `out`.
+
+    Raises:
+        ValueError: the scan cannot be translated, or written in its format.
+        OSError: with the way out.
+    """
+    from . import __version__, formats
+
+    unlike = readable(source, model)
+    if unlike:
+        raise ValueError(unlike)
+    made = translated(model, formats.read(source), source.format, device)
+    target = model.config["translation"]["target"]["modality"]
+    words = f"{target} made from {model.config['translation']['source']['modality']} by a neural network, not acquired; {made.words}"
+    derivation = formats.Derivation(f"scansmith {__version__}", model.hash, "translated image", words)
+    files = formats.write_derived(source, made.image, out / name, derivation)
+    for number, (attribute, (suffix, what, units)) in enumerate(MAPS.items() if maps else (), 1):
+        image = getattr(made, attribute)
+        image = replace(image, units=units) if units else image
+        about = replace(derivation, what=what, number=derivation.number + number)
+        if source.format == "dicom" and source.affine is not None:
+            files += formats.write_parametric_map(source, image, out / f"{name}{suffix}", about, what)
+        else:
+            files += formats.write_derived(source, image, out / f"{name}{suffix}", about)
+    return [file.relative_to(out).as_posix() for file in files]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ..runtime import ordered_map
 from . import bids, dicom, dicomdir, pictures, volumes
 from .archives import SIGNATURES as ZIP_SIGNATURES
 from .archives import name_of, unpack
+from .derived import Derivation, write_derived, write_parametric_map
 from .dicom_file import tag_number
 from .dicom_masks import Mask
 from .index import UNREADABLE, Entry, Index
@@ -29,6 +30,7 @@ from .write import WRITERS, Marking, read_manifest, write, write_manifest
 __all__ = [
     "READERS",
     "WRITERS",
+    "Derivation",
     "FormatError",
     "Index",
     "Marking",
@@ -43,7 +45,9 @@ __all__ = [
     "read_manifest",
     "read_runs",
     "write",
+    "write_derived",
     "write_manifest",
+    "write_parametric_map",
 ]
 
 # Source.format -> module with

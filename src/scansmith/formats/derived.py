@@ -1,0 +1,342 @@
+"""A scan made from a scan -> files in the source's format and place: its translation, bounds and trust map."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import numpy as np
+
+from ..image import Image
+from ..runtime import explain_os_error, write_atomic
+from .nifti import COMMENT, SIZES, version
+from .source import Source
+from .text_header import ENCODINGS, META_TYPES, MOST_HEADER, NRRD_TYPES
+from .voxels import GZIP
+from .write import Marking, nifti_voxels, with_suffix, write_png
+
+# How far the image's affine may lie from the source's, in mm and mm a voxel: what rounding does.
+SAME_PLACE = 1e-4
+# Fields of text headers that say where the voxels lie; they are copied letter by letter.
+PLACE_FIELDS = {
+    "nrrd": (
+        "dimension", "space", "space dimension", "sizes", "space directions", "space origin", "spacings", "kinds",
+        "thicknesses", "axis mins", "axismins", "axis maxs", "axismaxs", "centers", "centerings", "space units", "units",
+        "measurement frame",
+    ),
+    "metaimage": (
+        "ndims", "dimsize", "transformmatrix", "rotation", "orientation", "offset", "position", "origin",
+        "centerofrotation", "anatomicalorientation", "elementspacing", "elementsize", "distanceunits",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """What a scan was made with; goes into every file in a machine-readable way.
+
+    Attributes:
+        software: name and version, "scansmith 0.1.0".
+        model: the model's hash (hex).
+        what: what the voxels are: "translated image", "lower bound", "upper bound", "trust map".
+        words: how it was made and what it promises, in free words without patient data.
+        number: added to the source's Series Number (0020,0011).
+    """
+
+    software: str
+    model: str
+    what: str
+    words: str = ""
+    number: int = 1000
+
+
+def write_derived(source: Source, image: Image, out: Path, derivation: Derivation) -> list[Path]:
+    """Write a scan in the format and the place of the scan that it was made from; equal inputs give equal bytes.
+
+    HU are rounded to int16; other values keep their dtype, but in DICOM and PNG, which hold whole numbers with a scale.
+    DICOM becomes a new series of the source's patient and study (`dicom_derived.write_dicom`), NIfTI keeps the header,
+    NRRD and MetaImage keep the lines that say where the voxels lie, pictures become PNG.
+
+    Args:
+        source: the scan that it was made from, as `formats.discover` lists it.
+        image: one channel on the voxel grid of `formats.read(source)`, in physical units, of any modality.
+        out: path without suffix. A file with the suffix of the format, or for several slices in DICOM or PNG a folder
+            with one file a slice, 0001 ..., in the order of K.
+        derivation: what made it.
+
+    Returns:
+        The files written, in slice order.
+
+    Raises:
+        ValueError: another grid than the source's, colour, voxels that are no finite numbers, HU that int16 cannot
+            hold, a folder that is not empty, or an image that the format cannot hold. Nothing is written then.
+        OSError: full disk or unwritable folder, with the way out. Nothing is left then.
+    """
+    _check(source, image)
+    return WRITERS[source.format](source, _whole_units(image), Path(out), derivation)
+
+
+def write_parametric_map(source: Source, image: Image, out: Path, derivation: Derivation, meaning: str) -> list[Path]:
+    """Write float values beside a DICOM series as one Parametric Map, `out`.dcm; see `parametric_map.write`.
+
+    Args:
+        source: the DICOM scan that it was made from.
+        image: one channel on the voxel grid of `formats.read(source)`, in units "HU", "ratio" or "a.u.".
+        out: path without suffix.
+        derivation: what made it.
+        meaning: what a value means, at most 64 characters.
+
+    Returns:
+        The one file.
+
+    Raises:
+        ValueError: as `write_derived`; also a source that is no DICOM or has no place in the patient, and other units.
+        OSError: full disk or unwritable folder, with the way out.
+    """
+    _check(source, image)
+    if source.format != "dicom" or source.affine is None or source.series is None:
+        raise ValueError(
+            f"expected a DICOM series with positions and a Series Instance UID for a Parametric Map, got {source.format}{' without' if source.format == 'dicom' else ''}: use write_derived"
+        )
+    from . import parametric_map  # highdicom is needed here alone
+
+    return parametric_map.write(source, image, Path(out), derivation, meaning)
+
+
+def write_folder(folder: Path, files: Iterable[tuple[str, bytes]]) -> list[Path]:
+    """Write all files (name, content) of a new folder, or nothing.
+
+    Raises:
+        ValueError: the folder exists and is not empty.
+        OSError: with the way out.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"expected a new folder, found something at {folder}: remove it, or write elsewhere")
+    partial = folder.with_name(f".{folder.name}.partial")
+    rmtree(partial, ignore_errors=True)
+    try:
+        names = []
+        for name, content in files:
+            write_atomic(partial / name, content)
+            names.append(name)
+        with suppress(FileNotFoundError):
+            folder.rmdir()
+        partial.rename(folder)
+    except BaseException as error:
+        rmtree(partial, ignore_errors=True)
+        # write_atomic has explained its own.
+        if isinstance(error, OSError) and error.filename is not None:
+            raise explain_os_error(error, folder) from error
+        raise
+    return [folder / name for name in names]
+
+
+# ------------------------------------------------------------------------------------------------ what is accepted
+
+
+def _check(source: Source, image: Image) -> None:
+    """Refuse an image that does not lie on the source's voxels, or holds what no format can.
+
+    Raises:
+        ValueError: it does not.
+    """
+    array = image.array
+    if source.channels != 1 or len(array) != 1:
+        raise ValueError(
+            f"expected a grey scan with one channel, got {len(array)} for a source of {source.channels}: colours cannot be written as a derived scan"
+        )
+    if array.shape[1:] != source.shape:
+        raise ValueError(
+            f"expected the source's shape {source.shape}, got {array.shape[1:]}: bring the image to the grid of the source first"
+        )
+    if source.affine is not None:
+        away = float(np.abs(image.affine - np.reshape(source.affine, (4, 4))).max())
+        if not away < SAME_PLACE:
+            raise ValueError(
+                f"expected the source's affine, got one that differs by {away:g} mm: bring the image to the grid of the source first"
+            )
+    if array.dtype.kind not in "biuf" or not np.isfinite([array.min(), array.max()]).all():
+        raise ValueError(
+            f"expected voxels that are finite real numbers, got {array.dtype} from {array.min()} to {array.max()}: the image is broken, make it again"
+        )
+
+
+def _whole_units(image: Image) -> Image:
+    """HU as int16, anything else as it is.
+
+    Raises:
+        ValueError: HU outside int16.
+    """
+    if image.units != "HU":
+        return image
+    low, high, limits = float(image.array.min()), float(image.array.max()), np.iinfo(np.int16)
+    if round(low) < limits.min or round(high) > limits.max:
+        raise ValueError(f"expected HU that fit int16, got {low:g} to {high:g}: these are no Hounsfield units")
+    return replace(image, array=np.rint(image.array).astype(np.int16))
+
+
+# ------------------------------------------------------------------------------------------------ one per format
+
+
+def write_dicom(source: Source, image: Image, out: Path, derivation: Derivation) -> list[Path]:
+    """A new series; see `dicom_derived.write_dicom`."""
+    from . import dicom_derived  # pydicom is needed here alone
+
+    return dicom_derived.write_dicom(source, image, out, derivation)
+
+
+def write_nifti(source: Source, image: Image, out: Path, derivation: Derivation) -> list[Path]:
+    """One .nii or .nii.gz with the source's header: its sform, qform, codes, pixdim and units to the bit.
+
+    Data type, scaling, display range, intent, `descrip` and `aux_file` are the image's own. Extensions are left out, as
+    they describe the source; a comment extension holds the mark as JSON. A pair of .hdr and .img becomes one file.
+    """
+    import nibabel
+
+    header, compressed = _nifti_header(source.files[0])
+    voxels = nifti_voxels(image.array)
+    header.set_data_dtype(voxels.dtype)
+    header.set_intent("none")
+    header["cal_min"], header["cal_max"] = 0, 0
+    header["aux_file"] = b""
+    words = f"SYNTHETIC {derivation.what}, {derivation.software} {derivation.model[:8]}"
+    header["descrip"] = words.encode("ascii", "replace")[:79]
+    kind = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}[int(header["sizeof_hdr"])]
+    # Without an affine nibabel leaves the header's as they are.
+    nifti = kind(voxels.reshape(header.get_data_shape()), None, header, dtype=voxels.dtype)
+    mark = json.dumps(_mark(image, derivation)).encode()
+    nifti.header.extensions.append(nibabel.nifti1.Nifti1Extension(COMMENT, mark))
+    content = nifti.to_bytes()
+    path = with_suffix(out, ".nii.gz" if compressed else ".nii")
+    write_atomic(path, gzip.compress(content, compresslevel=5, mtime=0) if compressed else content)
+    return [path]
+
+
+def write_text_header(source: Source, image: Image, out: Path, derivation: Derivation) -> list[Path]:
+    """One .nrrd or .mha: the lines of the source that say where its voxels lie, the image's type, and the voxels behind.
+
+    Compressed as the source is. Voxels in a file of their own come into the same file. ITK's writers, which give the
+    directions of NRRD as unit vectors times lengths, would change the last digits.
+    """
+    with open(source.files[0], "rb") as stream:
+        fields, place = _place_lines(stream.read(MOST_HEADER), source.format)
+    voxels = nifti_voxels(image.array)
+    content = voxels.astype(voxels.dtype.newbyteorder("<"), copy=False).tobytes("F")
+    nrrd = source.format == "nrrd"
+    make = _nrrd if nrrd else _metaimage
+    path = with_suffix(out, ".nrrd" if nrrd else ".mha")
+    write_atomic(path, make(fields, place, voxels.dtype.str[1:], content, _mark(image, derivation)))
+    return [path]
+
+
+def write_pictures(source: Source, image: Image, out: Path, derivation: Derivation) -> list[Path]:
+    """One PNG, 16-bit but for bytes, with slope, offset, units and marking in text chunks; a stack of pages is refused."""
+    marking = Marking(derivation.software, derivation.model, 0, 0, f"{derivation.what}: {derivation.words}")
+    window = float(image.array.min()), float(image.array.max())
+    return write_png(replace(image, window=window if window[0] < window[1] else None), out, marking)
+
+
+WRITERS: dict[str, Callable[[Source, Image, Path, Derivation], list[Path]]] = {
+    "dicom": write_dicom,
+    "nifti": write_nifti,
+    "nrrd": write_text_header,
+    "metaimage": write_text_header,
+    "png": write_pictures,
+    "jpeg": write_pictures,
+    "tiff": write_pictures,
+}
+
+
+# ------------------------------------------------------------------------------------------------ headers
+
+
+def _mark(image: Image, derivation: Derivation) -> dict[str, Any]:
+    """What a file says of itself where its format has no words for it; `nifti.read` takes modality and units from it."""
+    return {
+        "SyntheticData": "YES",
+        **asdict(derivation),
+        "modality": image.modality,
+        "units": image.units,
+        "spacing_known": image.spacing_known,
+    }
+
+
+def _nifti_header(file: Path) -> tuple[Any, bool]:
+    """nibabel's header of a single file, its numbers as in `file`, and whether that is compressed."""
+    import nibabel
+
+    with open(file, "rb") as stream:
+        compressed = stream.read(2) == GZIP
+    with gzip.open(file) if compressed else open(file, "rb") as stream:
+        head = stream.read(max(SIZES))
+    kind, size = {1: (nibabel.Nifti1Header, 348), 2: (nibabel.Nifti2Header, 540)}[version(head) or 1]
+    header = kind(head[:size], check=False)  # the magic of a pair would be refused
+    header["magic"] = kind().structarr["magic"]
+    header["vox_offset"] = 0  # nibabel finds the place behind the extensions
+    return header, compressed
+
+
+def _place_lines(head: bytes, format: str) -> tuple[dict[str, bytes], list[bytes]]:
+    """All fields of a text header, their keys in lower case, and its lines of `PLACE_FIELDS` letter by letter."""
+    nrrd = format == "nrrd"
+    fields: dict[str, bytes] = {}
+    place: list[bytes] = []
+    for line in io.BytesIO(head):
+        line = line.strip()
+        key, found, value = line.partition(b":" if nrrd else b"=")
+        name = key.strip().lower().decode("latin-1")
+        if (nrrd and not line) or name == "elementdatafile":
+            break
+        if not found or (nrrd and value.startswith(b"=")):  # a comment, or a key of somebody's own
+            continue
+        fields[name] = value.strip().lower()
+        if name in PLACE_FIELDS[format]:
+            place.append(line)
+    return fields, place
+
+
+def _nrrd(fields: dict[str, bytes], place: list[bytes], code: str, voxels: bytes, mark: dict[str, Any]) -> bytes:
+    """NRRD; https://teem.sourceforge.net/nrrd/format.html."""
+    packed = ENCODINGS.get(fields.get("encoding", b"").decode("latin-1")) == "gzip"
+    own = [
+        b"NRRD0005",
+        f"type: {NRRD_TYPES[code][0]}".encode(),
+        *place,
+        b"endian: little",
+        b"encoding: gzip" if packed else b"encoding: raw",
+        *(f"{key}:={_line(value)}".encode() for key, value in mark.items()),
+    ]
+    return b"\n".join(own) + b"\n\n" + (gzip.compress(voxels, compresslevel=5, mtime=0) if packed else voxels)
+
+
+def _metaimage(fields: dict[str, bytes], place: list[bytes], code: str, voxels: bytes, mark: dict[str, Any]) -> bytes:
+    """MetaImage; https://docs.itk.org/en/latest/learn/metaio.html."""
+    packed = fields.get("compresseddata") == b"true"
+    data = zlib.compress(voxels, 5) if packed else voxels
+    modality = {"CT": "MET_MOD_CT", "MR": "MET_MOD_MR"}.get(mark["modality"], "MET_MOD_OTHER")
+    own = [
+        b"ObjectType = Image",
+        f"Comment = {_line(json.dumps(mark))}".encode(),
+        b"BinaryData = True",
+        b"BinaryDataByteOrderMSB = False",
+        f"CompressedData = {packed}".encode(),
+        *([f"CompressedDataSize = {len(data)}".encode()] if packed else []),
+        *place,
+        f"Modality = {modality}".encode(),
+        f"ElementType = {META_TYPES[code][0]}".encode(),
+        b"ElementDataFile = LOCAL",
+    ]
+    return b"\n".join(own) + b"\n" + data
+
+
+def _line(value: Any) -> str:
+    """A value on one line of ASCII."""
+    return " ".join(str(value).encode("ascii", "replace").decode().split())
