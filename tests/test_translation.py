@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from scansmith import dataset, evaluate, formats, losses, model, synthesize, train, translate
+from scansmith import dataset, evaluate, formats, inference, losses, model, synthesize, train, translate
 from scansmith.evaluate import translation as judging
 from scansmith.image import Image
 from scansmith.preprocess import Grid
@@ -52,6 +52,7 @@ def make_pairs(
         "case": [f"c{i * patients // count}" for i in range(count)], "slice": list(range(count)), "patient": [f"p{i * patients // count}" for i in range(count)],
         "split": splits, "label": [""] * count, "spacing": [[3.0, 2.0, 1.5]] * count, "low": [0.0] * count, "high": [500.0] * count, "units": ["a.u."] * count,
         "target_low": [-1024.0] * count, "target_high": [1000.0] * count, "affine": [np.eye(4)] * count,
+        "crop": [[0.0, 0.0, 0.0, float(size[0] if len(size) == 3 else 1), float(size[-2]), float(size[-1])]] * count,
     }  # fmt: skip
     depth = size[0] if len(size) == 3 else None
     choices = {"channels": 1, "dimensions": 3, "bias_field": False, "landmarks": None, "window": [0.0, 500.0], "percentiles": None,
@@ -314,6 +315,27 @@ def test_folders_without_a_scan_of_the_right_kind_and_models_that_make_scans_are
     assert "expected MR" in readable(replace(source, modality="CT"), model.load(run / "model"))
 
 
+def test_scans_unlike_those_that_were_learned_from_are_refused_unless_forced(learned, tmp_path):
+    made, run = learned
+    data = dataset.Dataset.open(made)
+    like = np.stack([data.image(row)[0] for row in range(2)]).transpose(2, 1, 0)
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for name, array, voxel in (("like", like, 1.5), ("coarse", like, 15.0)):
+        nibabel.save(
+            nibabel.Nifti1Image(array, np.diag([-voxel, -2.0 * voxel / 1.5, 3.0, 1.0])), scans / f"{name}.nii.gz"
+        )
+    result = translate(run / "model", scans, tmp_path / "out", maps=False)
+    assert list(result["files"]) == ["like"]
+    assert (
+        len(result["skipped"]) == 1
+        and "coarse.nii.gz: refused" in result["skipped"][0]
+        and "mm" in result["skipped"][0]
+    )
+    forced = translate(run / "model", scans, tmp_path / "forced", maps=False, force=True)
+    assert sorted(forced["files"]) == ["coarse", "like"]
+
+
 # ------------------------------------------------------------------------------------------------ judged
 
 
@@ -333,7 +355,7 @@ def test_held_out_patients_are_judged_beside_simple_methods_and_the_numbers_are_
     )
     assert metrics["translation"]["mae"]["interval"] is None and len(metrics["translation"]["mae"]["each"]) == 5
     data, opened = dataset.Dataset.open(made), model.load(run / "model")
-    scan = judging.translated_scan(data, judging.cases_of(data, "validation")[0], opened, CPU)
+    scan = judging.translated_scan(data, inference.cases_of(data, "validation")[0], opened, CPU)
     numbers = judging.judged(scan, scan.middle, "HU")
     error = np.abs(scan.units(scan.middle) - scan.units(scan.target))[scan.inside]
     assert numbers["mae"] == pytest.approx(error.mean(), rel=1e-4)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from . import windows
+from . import familiarity, windows
 from .dataset import Dataset
 from .networks.unet import padding_to
 from .preprocess.window import unclipped
@@ -20,6 +22,7 @@ AIR = -1.0  # around an image, encoded
 BODY = -0.9  # a voxel is of the body where source or target lies above, encoded
 Part = tuple[slice, ...]
 WHOLE: Part = ()
+MOST_CASES = 200  # training scans that say what is familiar
 
 
 def translate(network: nn.Module, source: np.ndarray, patch: Sequence[int], device: torch.device) -> np.ndarray:
@@ -85,3 +88,43 @@ def straight(line: tuple[float, float], source: np.ndarray) -> np.ndarray:
     """(1, *spatial): the target that a line (intercept, slope) makes of the middle channel."""
     middle = len(source) // 2
     return line[0] + line[1] * source[middle : middle + 1]
+
+
+# ------------------------------------------------------------------------------------------------ what is familiar
+
+
+def cases_of(data: Dataset, split: str) -> list[np.ndarray]:
+    """The rows of each scan of a split, in order of slices."""
+    rows = data.rows(split)
+    cases = data.columns["case"][rows]
+    each = (rows[cases == case] for case in dict.fromkeys(cases.tolist()))
+    return [own[np.argsort(data.columns["slice"][own], kind="stable")] for own in each]
+
+
+def case_features(data: Dataset, rows: np.ndarray) -> familiarity.Features:
+    """What of a stored scan is compared with others: its values on the dataset's grid, the voxel size of its file."""
+    columns = data.columns
+    stored = [unclipped(data.image(int(row)), columns["low"][row], columns["high"][row]) for row in rows]
+    array = np.stack(stored, 1) if stored[0].ndim == 3 else stored[0]
+    found = familiarity.describe(array, None, data.info["modality"])
+    spacing, crop = columns["spacing"][rows[0]], columns["crop"][rows[0]][3:]
+    if not (np.isfinite(spacing).all() and (crop > 0).all()):
+        return found
+    # The grid spans `crop` voxels of the file; slices are never resampled in 2-D.
+    own = (
+        spacing * np.array(array.shape[1:]) / crop
+        if data.info.get("depth")
+        else np.array([spacing[0], *(spacing[1:] * array.shape[2:] / crop[1:])])
+    )
+    size = [round(float(extent)) for extent in np.array(array.shape[1:]) * spacing / own]
+    return replace(found, size=size, spacing=[float(step) for step in own])
+
+
+def familiar(data: Dataset) -> dict[str, Any]:
+    """What training scans are like, and how far from them the calibration patients' lie; see `familiarity.learn`."""
+    cases = cases_of(data, "train")
+    chosen = cases[:: max(1, -(-len(cases) // MOST_CASES))]
+    patients: dict[str, list[familiarity.Features]] = {}
+    for rows in cases_of(data, "calibration"):
+        patients.setdefault(str(data.columns["patient"][rows[0]]), []).append(case_features(data, rows))
+    return familiarity.learn([case_features(data, rows) for rows in chosen], list(patients.values()))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from .familiarity import Judgement
     from .formats import Source
     from .image import Image
     from .intensity import IntensityMap
@@ -27,18 +28,21 @@ MAPS = {
 }
 
 
-def translate(model: Path, scans: Path, out: Path, *, maps: bool = True, device: str = "auto") -> dict[str, Any]:
+def translate(
+    model: Path, scans: Path, out: Path, *, maps: bool = True, force: bool = False, device: str = "auto"
+) -> dict[str, Any]:
     """Turn scans into the kind that the model learned, voxel by voxel in their place, in the format of their files.
 
     A DICOM series becomes a new series of the same patient and study that refers to its source; NIfTI, NRRD and MetaImage
-    files keep their place to the bit; pictures become PNG. CT comes in HU. One scan that cannot be translated never stops
-    the others. Not for diagnosis.
+    files keep their place to the bit; pictures become PNG. CT comes in HU. A scan unlike those that the model learned from is
+    refused. One scan that cannot be translated never stops the others. Not for diagnosis.
 
     Args:
         model: model folder of a training on pairs (RUN/model).
         scans: folder of scans of the source's kind, or one file.
         out: folder for the translations; what this model has translated into it before is not translated again.
         maps: also write a lower and an upper bound and a trust map; in DICOM as Parametric Maps.
+        force: translate also what is refused; the files say so.
         device: "auto", "cpu", "cuda" or "cuda:1".
 
     Returns:
@@ -64,7 +68,7 @@ def translate(model: Path, scans: Path, out: Path, *, maps: bool = True, device:
         for number, source in enumerate(sources, 1):
             name = name_of(source, scans, [*written])
             try:
-                written[name] = earlier.get(name) or one_scan(opened, source, out, name, maps, chosen)
+                written[name] = earlier.get(name) or one_scan(opened, source, out, name, maps, force, chosen)
             except (ValueError, OSError) as error:
                 skipped.append(formats.Skipped(source.files[0], str(error)))
             progress.update(number)
@@ -108,7 +112,9 @@ def name_of(source: Source, scans: Path, taken: Sequence[str]) -> str:
     return name
 
 
-def one_scan(model: Model, source: Source, out: Path, name: str, maps: bool, device: torch.device) -> list[str]:
+def one_scan(
+    model: Model, source: Source, out: Path, name: str, maps: bool, force: bool, device: torch.device
+) -> list[str]:
     """Translate and write one scan; the files, posix paths below `out`.
 
     Raises:
@@ -118,11 +124,15 @@ def one_scan(model: Model, source: Source, out: Path, name: str, maps: bool, dev
     from . import __version__, formats
 
     unlike = readable(source, model)
-    if unlike:
+    if unlike and not force:
         raise ValueError(unlike)
-    made = translated(model, formats.read(source), source.format, device)
+    scan = formats.read(source)
+    judgement = judged(model, scan, source.format)
+    if judgement.refused and not force:
+        raise ValueError(f"refused: {judgement.words}; --force translates it all the same")
+    made = translated(model, scan, source.format, device)
     target = model.config["translation"]["target"]["modality"]
-    words = f"{target} made from {model.config['translation']['source']['modality']} by a neural network, not acquired; {made.words}"
+    words = f"{target} made from {model.config['translation']['source']['modality']} by a neural network, not acquired; {made.words}{'; FORCED: ' + judgement.words if judgement.refused else ''}"
     derivation = formats.Derivation(f"scansmith {__version__}", model.hash, "translated image", words)
     files = formats.write_derived(source, made.image, out / name, derivation)
     for number, (attribute, (suffix, what, units)) in enumerate(MAPS.items() if maps else (), 1):
@@ -202,6 +212,31 @@ def translated(model: Model, scan: Image, format: str, device: torch.device) -> 
         ]
     image, below, above, trusted = images
     return Translated(image, below, above, trusted, settings["calibration"]["words"])
+
+
+def judged(model: Model, scan: Image, format: str) -> Judgement:
+    """Whether the scan is like those that the model learned from; what lies beyond the middle of its learned extent is not looked at."""
+    import numpy as np
+
+    from . import familiarity
+    from .preprocess import corrected, volumes
+    from .preprocess.slices import cut, upright
+    from .preprocess.window import unclipped
+
+    settings, volume = model.config["translation"], model.grid.dimensions == 3
+    choices, window = settings["choices"], source_window(model, scan)
+    work = volumes.straight(scan) if volume else scan
+    work = corrected(replace(work, array=work.array.astype(np.float32)), choices["bias_field"], choices["landmarks"])
+    slices = upright(work) if volume else cut(work, format)
+    stored = [choices["depth"] if volume else None, choices["height"], choices["width"]]
+    factor = [1.0] * (3 - model.grid.dimensions) + list(factors(model, slices))
+    array = slices.array.swapaxes(0, 1)
+    for axis, (most, times) in enumerate(zip(stored, factor), 1):
+        kept = array.shape[axis] if most is None else min(array.shape[axis], max(1, round(most / times)))
+        array = array.take(range((array.shape[axis] - kept) // 2, (array.shape[axis] - kept) // 2 + kept), axis)
+    modality = settings["source"]["modality"] if scan.modality == "OT" else scan.modality
+    features = familiarity.describe(unclipped(array, window.low, window.high), volumes.spacing_of(slices), modality)
+    return familiarity.judge(features, model.config["familiarity"])
 
 
 def source_window(model: Model, scan: Image) -> IntensityMap:

@@ -84,7 +84,7 @@ def evaluate_translation(
     found: dict[str, dict[str, dict[str, list[float]]]] = {method: {} for method in METHODS}
     outside: dict[str, dict[str, list[float]]] = {}
     widths: dict[str, list[float]] = {}
-    cases = cases_of(data, split)
+    cases = inference.cases_of(data, split)
     with Progress("evaluating", len(cases), "scans") as progress:
         for number, rows in enumerate(cases, 1):
             scan = translated_scan(data, rows, model, device)
@@ -109,16 +109,6 @@ def evaluate_translation(
 
 
 # ------------------------------------------------------------------------------------------------ scans
-
-
-def cases_of(data: Dataset, split: str) -> list[np.ndarray]:
-    """The rows of each scan of a split, in order of slices."""
-    rows = data.rows(split)
-    cases = data.columns["case"][rows]
-    return [
-        rows[cases == case][np.argsort(data.columns["slice"][rows[cases == case]])]
-        for case in dict.fromkeys(cases.tolist())
-    ]
 
 
 def translated_scan(data: Dataset, rows: np.ndarray, model: Model, device: torch.device) -> Scan:

@@ -187,6 +187,7 @@ class Pairs:
         }
         return {
             "intensity": {"low": windows["target_low"], "high": windows["target_high"], "units": info["target"]["units"]},
+            "familiarity": inference.familiar(self.data),
             "translation": {
                 "patch": list(self.patch), "neighbours": int(info.get("neighbours") or 0),
                 "source": {"modality": info["modality"], "low": windows["low"], "high": windows["high"], "units": info["units"]},
