@@ -139,7 +139,11 @@ def test_a_batch_depends_on_seed_and_step_and_processes_share_it(tmp_path):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
 
 
-def test_source_and_target_of_a_patch_are_cut_and_mirrored_alike_and_only_the_source_is_brightened(tmp_path):
+def test_source_and_target_of_a_patch_are_cut_and_mirrored_alike_and_only_the_source_is_brightened(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pairs, "TURNED", 0.0)
+    monkeypatch.setattr(pairs, "BEND", 0.0)
     data = feed(make_pairs(tmp_path / "d"))
     batch = data.draw(RECIPE, 0, Group(), schedule(RECIPE, 0))
     for source, target, weight in zip(batch.images, batch.target, batch.weight):
@@ -149,6 +153,32 @@ def test_source_and_target_of_a_patch_are_cut_and_mirrored_alike_and_only_the_so
         true = (1000 - hounsfield[inside]) / 2
         gain = (source[0][inside] + 1) * 250 / true
         assert gain.std() < 0.01 and 0.9 <= gain.mean() <= 1.1
+
+
+def test_pairs_are_turned_and_scaled_alike_and_nothing_counts_beyond_their_borders(tmp_path, monkeypatch):
+    monkeypatch.setattr(pairs, "TURNED", 1.0)
+    monkeypatch.setattr(pairs, "GAIN", 0.0)
+    monkeypatch.setattr(pairs, "BEND", 0.0)
+    data = feed(make_pairs(tmp_path / "d"))
+    batch = data.draw(RECIPE, 0, Group(), schedule(RECIPE, 0))
+    hounsfield, values = (batch.target + 1) * 1012 - 1024, (batch.images + 1) * 250
+    deep = torch.nn.functional.avg_pool2d((batch.weight == 1.0).float(), 5, 1, 2) == 1.0  # not beside the body's edge
+    assert deep.sum() > 500 and (hounsfield - (1000 - 2 * values))[deep].abs().max() < 2.0
+    maps = pairs.turned(400, 2, torch.Generator().manual_seed(0))
+    scale = torch.linalg.det(maps[:, :, :2]).sqrt()
+    assert np.exp(-0.12) <= scale.min() < 0.9 and 1.1 < scale.max() <= np.exp(0.12) and (maps[:, :, 2] == 0).all()
+    white = pairs.resampled(torch.ones(400, 1, 16, 16), maps, 0.0)
+    assert white.min() >= 0 and white.max() <= 1.0 + 1e-6 and white[:, :, 4:12, 4:12].min() > 0.999
+    same = torch.randn(3, 1, 8, 8)
+    assert torch.equal(pairs.resampled(same.clone(), torch.eye(2, 3).repeat(3, 1, 1), -1.0), same)
+
+
+def test_brightening_keeps_order_air_and_the_window(tmp_path):
+    values = np.linspace(-1.2, 2.0, 200, dtype=np.float32)
+    for gain, bend in ((0.1, 0.3), (-0.1, -0.3), (0.0, 0.0)):
+        made = pairs.brightened(values, gain, bend)
+        assert (np.diff(made) >= 0).all() and np.array_equal(made[values <= -1], values[values <= -1])
+    np.testing.assert_allclose(pairs.brightened(values, 0.0, 0.0), values, atol=1e-6)
 
 
 def test_slices_around_are_further_channels_and_volumes_have_three_axes(tmp_path):

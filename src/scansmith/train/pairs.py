@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .. import conformal, inference
 from ..dataset import Dataset
@@ -25,7 +26,10 @@ from .recipes import Recipe, Values
 
 OUTSIDE = 0.1  # weight of the others: air must be learned, too
 TRIES, LEAST_BODY = 4, 0.1  # corners that are drawn until so much of a patch is body
-GAIN = 0.1  # an MR source, whose scale is arbitrary, is brightened or darkened by so much at most
+# A source whose scale is arbitrary, as all but CT, is made brighter or darker, and bent, by so much at most.
+GAIN, BEND = 0.1, 0.3
+# Half of the pairs are turned and magnified or reduced by so much at most: few patients lie in few ways.
+TURNED, ANGLE, SIZE = 0.5, math.radians(12.0), 0.12
 MOST_TICKED = {2: 24, 3: 3}  # images or volumes that are translated at a tick
 LINE_IMAGES, LINE_VOXELS = 64, 4096  # that the straight line is fitted to
 CALIBRATED_VOXELS = 2**20  # of a patient
@@ -68,7 +72,12 @@ class Pairs:
             self.cut(int(self.rows[row]), np.random.default_rng(derive_seed(recipe.seed, "patch", step, number)))
             for row, number in zip(chosen, numbers)
         ]
-        images, target, weight = (torch.from_numpy(np.stack(layer)) for layer in zip(*patches))
+        random = torch.Generator().manual_seed(derive_seed(recipe.seed, "turn", step))
+        turns = turned(recipe.batch, len(self.patch), random)[part]
+        images, target, weight = (
+            resampled(torch.from_numpy(np.stack(layer)), turns, fill)
+            for layer, fill in zip(zip(*patches), (-1.0, -1.0, 0.0))
+        )
         return Batch(
             images.to(group.device), None, None, torch.zeros(len(images), 1), 0.0, 0.0, torch.Generator(),
             whole=recipe.batch if group.size > 1 else None, part=part,
@@ -85,8 +94,8 @@ class Pairs:
             inside = body(source, target)
             if inside.mean() >= LEAST_BODY:
                 break
-        if self.data.info["modality"] == "MR":
-            source = (source + 1.0) * np.float32(1.0 + random.uniform(-GAIN, GAIN)) - 1.0
+        if self.data.info["modality"] != "CT":
+            source = brightened(source, random.uniform(-GAIN, GAIN), random.uniform(-BEND, BEND))
         weight = np.where(inside, np.float32(1.0), np.float32(OUTSIDE))[None]
         layers = [self._padded(source, -1.0), self._padded(target, -1.0), self._padded(weight, 0.0)]
         if random.random() < 0.5:
@@ -222,6 +231,34 @@ class Pairs:
             joined = np.concatenate(values, axis=1)
             if joined.size:
                 yield conformal.losses(*joined)
+
+
+def brightened(source: np.ndarray, gain: float, bend: float) -> np.ndarray:
+    """Encoded values v, as u = (v + 1) / 2 above background, become (1 + gain) u ** exp(bend); below it they stay."""
+    above = np.maximum((source + 1.0) / 2.0, 0.0)
+    changed = np.float32(1.0 + gain) * above ** np.float32(math.exp(bend))
+    return np.where(source > -1.0, 2.0 * changed - 1.0, source).astype(np.float32)
+
+
+def turned(count: int, dimensions: int, random: torch.Generator) -> Tensor:
+    """(count, n, n + 1) maps of `affine_grid`: about the slice axis by up to `ANGLE`, in size by up to `SIZE`; half are the identity."""
+    some = (torch.rand(count, generator=random) < TURNED).float()
+    angle, size = ((2.0 * torch.rand(count, generator=random) - 1.0) * some * most for most in (ANGLE, SIZE))
+    maps = torch.eye(dimensions, dimensions + 1).repeat(count, 1, 1)
+    cosine, sine, scale = angle.cos(), angle.sin(), size.exp()
+    maps[:, 0, 0], maps[:, 0, 1] = scale * cosine, -scale * sine
+    maps[:, 1, 0], maps[:, 1, 1] = scale * sine, scale * cosine
+    return maps
+
+
+def resampled(images: Tensor, maps: Tensor, fill: float) -> Tensor:
+    """Images (B, C, *spatial) through the maps, linear, `fill` from beyond their borders; those of identities keep their bits."""
+    moved = (maps != torch.eye(*maps.shape[1:])).flatten(1).any(1)
+    if moved.any():
+        some = images[moved] - fill
+        grid = F.affine_grid(maps[moved], list(some.shape), align_corners=False)
+        images[moved] = F.grid_sample(some, grid, align_corners=False) + fill
+    return images
 
 
 def fitted_line(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:

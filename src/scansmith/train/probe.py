@@ -85,7 +85,7 @@ class Probe:
         if recipe.objective == "autoencoding":
             augmented = "no discriminator: nothing is augmented"
         if recipe.objective == "translation":
-            augmented = "regression, no discriminator; pairs are mirrored left to right, and an MR source is made brighter or darker"
+            augmented = "regression, no discriminator; pairs are mirrored, turned and scaled alike, and a source of arbitrary scale is made brighter or darker"
         length = f"{recipe.images:,} images shown ({times:.0f} times each of {recipe.train_images:,}), about {recipe.images / self.recipe.batch * self.step_s / 60:.1f} min at {self.recipe.batch / self.step_s:.0f} images/s"
         return recipe, [*self.reasons, augmented, length, expectation(recipe, self.classes, self.dimensions)]
 
