@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from scansmith import dataset, evaluate, formats, inference, losses, model, synthesize, train, translate
+from scansmith import dataset, evaluate, formats, losses, model, paired, synthesize, train, translate
 from scansmith.evaluate import translation as judging
 from scansmith.image import Image
 from scansmith.preprocess import Grid
@@ -385,7 +385,7 @@ def test_held_out_patients_are_judged_beside_simple_methods_and_the_numbers_are_
     )
     assert metrics["translation"]["mae"]["interval"] is None and len(metrics["translation"]["mae"]["each"]) == 5
     data, opened = dataset.Dataset.open(made), model.load(run / "model")
-    scan = judging.translated_scan(data, inference.cases_of(data, "validation")[0], opened, CPU)
+    scan = judging.translated_scan(data, paired.cases_of(data, "validation")[0], opened, CPU)
     numbers = judging.judged(scan, scan.middle, "HU")
     error = np.abs(scan.units(scan.middle) - scan.units(scan.target))[scan.inside]
     assert numbers["mae"] == pytest.approx(error.mean(), rel=1e-4)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import conformal, inference
+from .. import conformal, inference, paired
 from ..dataset import Dataset
 from ..metrics import synthrad
 from ..model import Model
@@ -84,7 +84,7 @@ def evaluate_translation(
     found: dict[str, dict[str, dict[str, list[float]]]] = {method: {} for method in METHODS}
     outside: dict[str, dict[str, list[float]]] = {}
     widths: dict[str, list[float]] = {}
-    cases = inference.cases_of(data, split)
+    cases = paired.cases_of(data, split)
     with Progress("evaluating", len(cases), "scans") as progress:
         for number, rows in enumerate(cases, 1):
             scan = translated_scan(data, rows, model, device)
@@ -117,11 +117,11 @@ def translated_scan(data: Dataset, rows: np.ndarray, model: Model, device: torch
     factor = settings["calibration"]["factor"]
     parts: list[list[np.ndarray]] = [[], [], [], [], [], []]
     for row in rows:
-        source, target = inference.source_of(data, int(row)), inference.target_of(data, int(row))
+        source, target = paired.source_of(data, int(row)), paired.target_of(data, int(row))
         middle, lower, upper = inference.translate(model.generator, source, settings["patch"], device)
         lower, upper = conformal.widened(lower, middle, upper, 1.0 if factor is None else factor)
         centre = source[len(source) // 2]
-        layers = (centre, target[0], middle[0], lower[0], upper[0], inference.body(source, target))
+        layers = (centre, target[0], middle[0], lower[0], upper[0], paired.body(source, target))
         for part, layer in zip(parts, layers):
             part.append(layer)
     source, target, middle, lower, upper, inside = (
@@ -137,8 +137,8 @@ def histogram(data: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(derive_seed(seed, "histogram"))
     sources, targets = [], []
     for row in random.permutation(data.rows("train"))[:LEARNED_ROWS]:
-        source, target = inference.source_of(data, int(row)), inference.target_of(data, int(row))
-        inside = inference.body(source, target)
+        source, target = paired.source_of(data, int(row)), paired.target_of(data, int(row))
+        inside = paired.body(source, target)
         sources.append(random.permutation(source[len(source) // 2][inside])[:LEARNED_VOXELS])
         targets.append(random.permutation(target[0][inside])[:LEARNED_VOXELS])
     return np.quantile(np.concatenate(sources), QUANTILES), np.quantile(np.concatenate(targets), QUANTILES)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import conformal, inference
+from .. import conformal, inference, paired
 from ..dataset import Dataset
-from ..inference import WHOLE, Part, body
+from ..paired import WHOLE, Part, body
 from ..runtime import derive_seed
 from . import watch
 from .feed import epochs
@@ -110,12 +110,12 @@ class Pairs:
         return np.pad(values, [(0, 0), *((gap // 2, gap - gap // 2) for gap in missing)], constant_values=fill)
 
     def source(self, row: int, part: Part = WHOLE) -> np.ndarray:
-        """See `inference.source_of`."""
-        return inference.source_of(self.data, row, part)
+        """See `paired.source_of`."""
+        return paired.source_of(self.data, row, part)
 
     def target(self, row: int, part: Part = WHOLE) -> np.ndarray:
-        """See `inference.target_of`."""
-        return inference.target_of(self.data, row, part)
+        """See `paired.target_of`."""
+        return paired.target_of(self.data, row, part)
 
     def typical(self, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Patches of training pairs."""
@@ -164,8 +164,8 @@ class Pairs:
         return own, line, own * float(columns["target_high"][row] - columns["target_low"][row]) / 2.0
 
     def straight(self, source: np.ndarray) -> np.ndarray:
-        """See `inference.straight`."""
-        return inference.straight(self.line, source)
+        """See `paired.straight`."""
+        return paired.straight(self.line, source)
 
     def sheet(self, network: nn.Module, device: torch.device) -> np.ndarray:
         """Source, output, target and absolute difference of some images, four after each other, (n, 1, H, W) or volumes."""
@@ -196,7 +196,7 @@ class Pairs:
         }
         return {
             "intensity": {"low": windows["target_low"], "high": windows["target_high"], "units": info["target"]["units"]},
-            "familiarity": inference.familiar(self.data),
+            "familiarity": paired.familiar(self.data),
             "translation": {
                 "patch": list(self.patch), "neighbours": int(info.get("neighbours") or 0),
                 "source": {"modality": info["modality"], "low": windows["low"], "high": windows["high"], "units": info["units"]},
