@@ -397,7 +397,7 @@ def main() -> None:
     options = parser.parse_args()
     minutes = sorted(float(text) for text in options.minutes.split(","))
     device, data = choose_device(options.device), opened(options.source, options.out, options.halves)
-    recipes = {name: stage.base_recipe(name, options.seed) for name in options.recipes.split(",")}
+    recipes = {name: replace(RECIPES[name], seed=options.seed) for name in options.recipes.split(",")}
     known = rates(
         options.rates or options.out / "rates.json",
         data,

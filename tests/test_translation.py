@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from scansmith import dataset, evaluate, formats, losses, model, paired, synthesize, train, translate
+from scansmith import dataset, evaluate, formats, losses, model, pairings, synthesize, train, translate
 from scansmith.evaluate import translation as judging
 from scansmith.image import Image
 from scansmith.preprocess import Grid
@@ -86,7 +86,7 @@ def learned(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def feed(root: Path, patch: tuple[int, ...] = (32, 32)) -> pairs.Pairs:
-    return pairs.gather(dataset.Dataset.open(root), RECIPE, patch)
+    return pairs.gather(pairings.pairing("paired", dataset.Dataset.open(root)), RECIPE, patch)
 
 
 # ------------------------------------------------------------------------------------------------ objective
@@ -184,9 +184,9 @@ def test_brightening_keeps_order_air_and_the_window(tmp_path):
 def test_slices_around_are_further_channels_and_volumes_have_three_axes(tmp_path):
     flat = make_pairs(tmp_path / "flat", neighbours=2, patients=2)
     data = feed(flat)
-    source = data.source(5)
+    source = data.pairing.source(5)
     assert source.shape == (5, 40, 48)
-    assert np.array_equal(source[2], data.source(5)[2]) and np.allclose(source[3], feed(flat).source(6)[2])
+    assert np.array_equal(source[2], data.pairing.source(5)[2]) and np.allclose(source[3], data.pairing.source(6)[2])
     volumes = feed(make_pairs(tmp_path / "deep", count=8, size=(16, 24, 20)), (16, 16, 16))
     batch = volumes.draw(RECIPE, 0, Group(), schedule(RECIPE, 0))
     assert batch.images.shape == batch.target.shape == (4, 1, 16, 16, 16)
@@ -385,7 +385,9 @@ def test_held_out_patients_are_judged_beside_simple_methods_and_the_numbers_are_
     )
     assert metrics["translation"]["mae"]["interval"] is None and len(metrics["translation"]["mae"]["each"]) == 5
     data, opened = dataset.Dataset.open(made), model.load(run / "model")
-    scan = judging.translated_scan(data, paired.cases_of(data, "validation")[0], opened, CPU)
+    scan = judging.translated_scan(
+        pairings.pairing("paired", data), pairings.cases_of(data, data.rows("validation"))[0], opened, CPU
+    )
     numbers = judging.judged(scan, scan.middle, "HU")
     error = np.abs(scan.units(scan.middle) - scan.units(scan.target))[scan.inside]
     assert numbers["mae"] == pytest.approx(error.mean(), rel=1e-4)

@@ -18,7 +18,7 @@ AIR = -1.0  # around an image, encoded
 
 
 def translate(network: nn.Module, source: np.ndarray, patch: Sequence[int], device: torch.device) -> np.ndarray:
-    """Middle, lower and upper bound for one image or volume.
+    """What a translator makes of one image or volume.
 
     Args:
         network: see `UNet`, in evaluation mode on the device.
@@ -27,23 +27,27 @@ def translate(network: nn.Module, source: np.ndarray, patch: Sequence[int], devi
         device: where the network is.
 
     Returns:
-        (3, channels, *spatial) float32, encoded, lower <= middle <= upper.
+        (planes, channels, *spatial) float32, encoded: middle, lower and upper bound, or the middle alone.
     """
     image = torch.from_numpy(np.ascontiguousarray(source, np.float32)).to(device)
     step: int = network.step  # type: ignore[assignment]
     if image.ndim == 3 and image[0].numel() <= AT_ONCE:
         return whole(network, image, step)
 
+    planes = 1
+
     def flat(windowed: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = network(windowed).flatten(1, 2)
-        return out
+        nonlocal planes
+        out: torch.Tensor = network(windowed)
+        planes = out.shape[1]
+        return out.flatten(1, 2)
 
     made = windows.predict(flat, image, patch, OVERLAP, step=step, fill=AIR)
-    return made.unflatten(0, (3, -1)).cpu().numpy()
+    return made.unflatten(0, (planes, -1)).cpu().numpy()
 
 
 def whole(network: nn.Module, image: torch.Tensor, step: int) -> np.ndarray:
-    """(C, H, W) -> (3, channels, H, W) in one pass, padded to a multiple of `step`."""
+    """(C, H, W) -> (planes, channels, H, W) in one pass, padded to a multiple of `step`."""
     around = padding_to(image.shape[1:], step)
     padded = F.pad(image[None], [side for pair in reversed(around) for side in pair], value=AIR)
     with torch.inference_mode():

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -251,11 +251,11 @@ def probe_training(job: Job, found: Plan) -> Probe:
     """What this machine can do with such scans in the minutes."""
     from .runtime import choose_device
     from .train.probe import FIRST, probe
-    from .train.stage import base_recipe
+    from .train.recipes import RECIPES
 
     task = task_of(found)
     seconds = stage_budget(job, found, task.grid(FIRST[len(task.size)]).shape)["train"]
-    return probe(base_recipe(RECIPE, job.seed), task, seconds, None, choose_device(job.device))
+    return probe(replace(RECIPES[RECIPE], seed=job.seed), task, seconds, None, choose_device(job.device))
 
 
 def task_of(found: Plan) -> Task:

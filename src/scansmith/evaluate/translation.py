@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import conformal, inference, paired
+from .. import conformal, inference
 from ..dataset import Dataset
 from ..metrics import synthrad
 from ..model import Model
+from ..pairings import Pairing, cases_of, pairing, straight
 from ..runtime import Progress, choose_device, derive_seed, write_json
 
 FEWEST_PATIENTS = 8  # for an interval over patients
@@ -71,23 +72,24 @@ def evaluate_translation(
         ValueError: no pairs, nothing held out, or a model that makes scans.
     """
     settings = model.config.get("translation")
-    if settings is None or not data.info.get("target"):
+    if settings is None:
         raise ValueError(
-            f"expected a model that translates and a dataset of pairs, found {'one that makes scans' if settings is None else f'no pairs in {data.root}'}: train on a dataset that was prepared with --pairs"
+            f"expected a model that translates to judge with the dataset {data.root}, found one that makes scans: synthesize some, and evaluate those"
         )
-    split = next((name for name in ("holdout", "validation") if len(data.rows(name))), None)
+    pairs = pairing(settings["task"], data)
+    split = next((name for name in ("holdout", "validation") if len(pairs.rows(name))), None)
     if split is None:
         raise ValueError(f"expected held-out patients in {data.root}, found none: prepare it again with more scans")
     device = choose_device(device_name)
     model.generator.to(device)
-    levels = histogram(data, seed)
+    levels = histogram(pairs, seed)
     found: dict[str, dict[str, dict[str, list[float]]]] = {method: {} for method in METHODS}
     outside: dict[str, dict[str, list[float]]] = {}
     widths: dict[str, list[float]] = {}
-    cases = paired.cases_of(data, split)
+    cases = cases_of(data, pairs.rows(split))
     with Progress("evaluating", len(cases), "scans") as progress:
         for number, rows in enumerate(cases, 1):
-            scan = translated_scan(data, rows, model, device)
+            scan = translated_scan(pairs, rows, model, device)
             for method, made in methods(scan, settings["line"], levels).items():
                 for name, value in judged(scan, made, model.intensity.units).items():
                     found[method].setdefault(name, {}).setdefault(scan.patient, []).append(value)
@@ -111,35 +113,34 @@ def evaluate_translation(
 # ------------------------------------------------------------------------------------------------ scans
 
 
-def translated_scan(data: Dataset, rows: np.ndarray, model: Model, device: torch.device) -> Scan:
+def translated_scan(pairs: Pairing, rows: np.ndarray, model: Model, device: torch.device) -> Scan:
     """One scan through the model, its slices stacked."""
     settings = model.config["translation"]
     factor = settings["calibration"]["factor"]
     parts: list[list[np.ndarray]] = [[], [], [], [], [], []]
     for row in rows:
-        source, target = paired.source_of(data, int(row)), paired.target_of(data, int(row))
+        source, target = pairs.source(int(row)), pairs.target(int(row))
         middle, lower, upper = inference.translate(model.generator, source, settings["patch"], device)
         lower, upper = conformal.widened(lower, middle, upper, 1.0 if factor is None else factor)
-        centre = source[len(source) // 2]
-        layers = (centre, target[0], middle[0], lower[0], upper[0], paired.body(source, target))
+        layers = (pairs.view(source), target[0], middle[0], lower[0], upper[0], pairs.body(source, target))
         for part, layer in zip(parts, layers):
             part.append(layer)
     source, target, middle, lower, upper, inside = (
         np.stack(part) if part[0].ndim == 2 else np.concatenate(part) for part in parts
     )
-    columns = data.columns
-    window = (float(columns["target_low"][rows[0]]), float(columns["target_high"][rows[0]]))
-    return Scan(str(columns["patient"][rows[0]]), source, target, middle, lower, upper, inside.astype(bool), window)
+    window = pairs.window(int(rows[0]))
+    patient = str(pairs.data.columns["patient"][rows[0]])
+    return Scan(patient, source, target, middle, lower, upper, inside.astype(bool), (window.low, window.high))
 
 
-def histogram(data: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def histogram(pairs: Pairing, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(levels of sources, levels of targets), rising: which encoded value of the training targets is as frequent as which of the sources."""
     random = np.random.default_rng(derive_seed(seed, "histogram"))
     sources, targets = [], []
-    for row in random.permutation(data.rows("train"))[:LEARNED_ROWS]:
-        source, target = paired.source_of(data, int(row)), paired.target_of(data, int(row))
-        inside = paired.body(source, target)
-        sources.append(random.permutation(source[len(source) // 2][inside])[:LEARNED_VOXELS])
+    for row in random.permutation(pairs.rows("train"))[:LEARNED_ROWS]:
+        source, target = pairs.source(int(row)), pairs.target(int(row))
+        inside = pairs.body(source, target)
+        sources.append(random.permutation(pairs.view(source)[inside])[:LEARNED_VOXELS])
         targets.append(random.permutation(target[0][inside])[:LEARNED_VOXELS])
     return np.quantile(np.concatenate(sources), QUANTILES), np.quantile(np.concatenate(targets), QUANTILES)
 
@@ -148,7 +149,7 @@ def methods(scan: Scan, line: tuple[float, float], levels: tuple[np.ndarray, np.
     """What each method makes of the source, encoded: the model, a straight line, matched histograms, nothing at all."""
     return {
         "translation": scan.middle,
-        "line": line[0] + line[1] * scan.source,
+        "line": straight(line, scan.source),
         "histogram": np.interp(scan.source, *levels),
         "identity": scan.source,
     }

@@ -27,12 +27,24 @@ class UNet(nn.Module):
         dimensions: 2 or 3.
         width: channels at full resolution; doubled per level up to `WIDEST` times that.
         doublings: levels below full resolution; sides must be divisible by 2**doublings.
+        residual: the middle is what is added to the source's middle channels.
+        heads: 3, or 1 for the middle alone.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, dimensions: int = 2, width: int = 32, doublings: int = 4
+        self,
+        in_channels: int,
+        out_channels: int,
+        dimensions: int = 2,
+        width: int = 32,
+        doublings: int = 4,
+        residual: bool = False,
+        heads: int = 3,
     ) -> None:
         super().__init__()
+        self.heads = heads
+        before = (in_channels - out_channels) // 2
+        self.added = slice(before, before + out_channels) if residual else None
         convolution, up = CONVOLUTIONS[dimensions], UP_CONVOLUTIONS[dimensions]
         widths = [width * min(WIDEST, 2**level) for level in range(doublings + 1)]
         self.step = 2**doublings
@@ -43,7 +55,7 @@ class UNet(nn.Module):
         self.joins = nn.ModuleList(convolution(2 * channels, channels, 1) for channels in widths[:-1])
         self.decoders = nn.ModuleList(Block(dimensions, channels) for channels in widths[:-1])
         self.norm = BatchNorm(width)
-        self.end = convolution(width, 3 * out_channels, 1)
+        self.end = convolution(width, heads * out_channels, 1)
         nn.init.zeros_(self.end.weight)
         assert self.end.bias is not None
         nn.init.zeros_(self.end.bias)
@@ -51,7 +63,8 @@ class UNet(nn.Module):
             self.end.bias[out_channels:] = -3.0
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, *spatial) -> (B, 3, out_channels, *spatial) float32: middle, lower, upper with lower <= middle <= upper."""
+        """(B, in_channels, *spatial) -> (B, heads, out_channels, *spatial) float32: middle, lower, upper with lower <= middle <= upper."""
+        source = x
         if any(side % self.step for side in x.shape[2:]):
             raise ValueError(f"expected sides divisible by {self.step}, found {tuple(x.shape[2:])}: pad the image")
         x = self.encoders[0](self.start(x))
@@ -65,7 +78,12 @@ class UNet(nn.Module):
             x = decoder(join(torch.cat([up(x), skip], 1)))
         x = F.leaky_relu(self.norm(x), SLOPE)
         with torch.autocast(x.device.type, enabled=False):  # a step of bf16 near 1 is 8 HU
-            middle, below, above = self.end(x.float()).chunk(3, 1)
+            middle, *bounds = self.end(x.float()).chunk(self.heads, 1)
+            if self.added is not None:
+                middle = middle + source[:, self.added].float()
+            if not bounds:
+                return middle[:, None]
+            below, above = bounds
             return torch.stack([middle, middle - F.softplus(below), middle + F.softplus(above)], 1)
 
 

@@ -11,6 +11,8 @@ def train(
     run: Path,
     *,
     minutes: float = 15.0,
+    task: Literal["auto", "make", "paired", "unpaired", "denoise", "superresolve", "segment", "paint"] = "auto",
+    to: Path | None = None,
     size: Literal["auto", "tiny", "small", "base", "large"] = "auto",
     recipe: str = "auto",
     side: int | None = None,
@@ -30,10 +32,13 @@ def train(
         dataset: folder made by `scansmith prepare`; 2-D images or volumes.
         run: folder for everything the training writes.
         minutes: wall time granted, the probe included.
+        task: make more such scans; translate paired ones; translate to the scans of another dataset without pairs (unpaired);
+            denoise or superresolve, also from good scans alone; segment, from scans with masks, or paint scans from masks; auto
+            is paired where scans are, unpaired with `to`, else make.
+        to: for unpaired, the prepared dataset of scans to translate to.
         size: of the networks; "auto" lets minutes and machine decide.
         recipe: how to train: relativistic (makes scans; the best), dense, dcgan, minimax, non_saturating, least_squares, hinge,
-            wasserstein, vae or autoencoder; fidelity (translates paired scans); auto takes fidelity where scans are paired, else
-            relativistic.
+            wasserstein, vae or autoencoder; fidelity (translates by regression); segment; auto takes the usual one of the task.
         side: longer side of the images in pixels; default: the largest that the minutes allow.
         images: images to show in all, in place of what the minutes allow (for comparable runs).
         from_: model folder, or run folder with its discriminator too, to start from: a help when scans or minutes are few.
@@ -50,5 +55,7 @@ def train(
     """
     from .stage import Wish, run_training
 
-    wish = Wish(minutes, recipe, size, side, images, seed, Path(from_) if from_ else None)
+    wish = Wish(
+        minutes, recipe, size, side, images, seed, Path(from_) if from_ else None, task, Path(to) if to else None
+    )
     return run_training(Path(dataset), Path(run), wish, device)

@@ -1,4 +1,4 @@
-"""What translation learns from: patches of paired scans, and validation patients beside a straight line at every tick."""
+"""What translation learns from: patches of sources and targets, and validation patients beside a simple method at every tick."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import conformal, inference, paired
-from ..dataset import Dataset
-from ..paired import WHOLE, Part, body
+from .. import conformal, inference
+from ..pairings import Pairing, Part
+from ..pairings.base import AIR
 from ..runtime import derive_seed
 from . import watch
 from .feed import epochs
@@ -25,7 +25,7 @@ from .parallel import Group
 from .recipes import Recipe, Values
 
 OUTSIDE = 0.1  # weight of the others: air must be learned, too
-TRIES, LEAST_BODY = 4, 0.1  # corners that are drawn until so much of a patch is body
+TRIES = 4  # corners that are drawn until a patch is worth learning from
 # A source whose scale is arbitrary, as all but CT, is made brighter or darker, and bent, by so much at most.
 GAIN, BEND = 0.1, 0.3
 # Half of the pairs are turned and magnified or reduced by so much at most: few patients lie in few ways.
@@ -42,20 +42,22 @@ class Pairs:
     """Training pairs at stored resolution.
 
     Attributes:
-        data: with targets.
+        pairing: what source and target of a row are.
         rows: of the training split.
         seen: rows that are translated at a tick, of validation patients, else of training patients.
         reference: "validation" or "train".
         patch: sides of what is learned from at a time.
         line: (intercept, slope) of the least-squares line from encoded source to encoded target in the body.
+        task: of the recipe.
     """
 
-    data: Dataset
+    pairing: Pairing
     rows: np.ndarray
     seen: np.ndarray
     reference: str
     patch: tuple[int, ...]
     line: tuple[float, float]
+    task: str = "paired"
 
     def counts(self, classes: int) -> list[int]:
         """Pairs have no classes."""
@@ -75,8 +77,7 @@ class Pairs:
         random = torch.Generator().manual_seed(derive_seed(recipe.seed, "turn", step))
         turns = turned(recipe.batch, len(self.patch), random)[part]
         images, target, weight = (
-            resampled(torch.from_numpy(np.stack(layer)), turns, fill)
-            for layer, fill in zip(zip(*patches), (-1.0, -1.0, 0.0))
+            resampled(torch.from_numpy(np.stack(layer)), turns, fill) for layer, fill in zip(zip(*patches), self.fills)
         )
         return Batch(
             images.to(group.device), None, None, torch.zeros(len(images), 1), 0.0, 0.0, torch.Generator(),
@@ -86,21 +87,32 @@ class Pairs:
 
     def cut(self, row: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A random patch of one pair: source, target and weight, each (C, *patch), mirrored left to right half of the time."""
-        stored = self.data.shape[1:]
+        pairing = self.pairing
         for _ in range(TRIES):
-            first = [int(random.integers(0, max(1, size - side + 1))) for size, side in zip(stored, self.patch)]
-            part = tuple(slice(start, start + side) for start, side in zip(first, self.patch))
-            source, target = self.source(row, part), self.target(row, part)
-            inside = body(source, target)
-            if inside.mean() >= LEAST_BODY:
+            part = self.corner(random)
+            target = pairing.target(row, part)
+            source = pairing.source(row, part, random)
+            inside = pairing.body(source, target)
+            if pairing.worth(inside, target, random):
                 break
-        if self.data.info["modality"] != "CT":
+        if pairing.bendable:
             source = brightened(source, random.uniform(-GAIN, GAIN), random.uniform(-BEND, BEND))
         weight = np.where(inside, np.float32(1.0), np.float32(OUTSIDE))[None]
-        layers = [self._padded(source, -1.0), self._padded(target, -1.0), self._padded(weight, 0.0)]
+        layers = [self._padded(layer, fill) for layer, fill in zip((source, target, weight), self.fills)]
         if random.random() < 0.5:
             layers = [np.flip(layer, -1) for layer in layers]
         return tuple(np.ascontiguousarray(layer, np.float32) for layer in layers)  # type: ignore[return-value]
+
+    def corner(self, random: np.random.Generator) -> Part:
+        """A random patch, or as much of it as an image has."""
+        stored = self.pairing.data.shape[1:]
+        first = [int(random.integers(0, max(1, size - side + 1))) for size, side in zip(stored, self.patch)]
+        return tuple(slice(start, start + side) for start, side in zip(first, self.patch))
+
+    @property
+    def fills(self) -> tuple[float, float, float]:
+        """Source, target and weight beyond an image's borders."""
+        return AIR, self.pairing.outside, 0.0
 
     def _padded(self, values: np.ndarray, fill: float) -> np.ndarray:
         """(C, *at most the patch) -> (C, *patch), the values in the middle."""
@@ -108,14 +120,6 @@ class Pairs:
         if not any(missing):
             return values
         return np.pad(values, [(0, 0), *((gap // 2, gap - gap // 2) for gap in missing)], constant_values=fill)
-
-    def source(self, row: int, part: Part = WHOLE) -> np.ndarray:
-        """See `paired.source_of`."""
-        return paired.source_of(self.data, row, part)
-
-    def target(self, row: int, part: Part = WHOLE) -> np.ndarray:
-        """See `paired.target_of`."""
-        return paired.target_of(self.data, row, part)
 
     def typical(self, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Patches of training pairs."""
@@ -139,7 +143,7 @@ class Pairs:
         began = time.monotonic()
         objective.settle(average, *self.typical(recipe, device))
         found = [self.errors(average, int(row), device) for row in self.seen]
-        patients = self.data.columns["patient"][self.seen]
+        patients = self.pairing.data.columns["patient"][self.seen]
         each = [
             np.mean([one for one, own in zip(found, patients) if own == patient], axis=0)
             for patient in dict.fromkeys(patients)
@@ -154,33 +158,27 @@ class Pairs:
         }  # fmt: skip
 
     def errors(self, network: nn.Module, row: int, device: torch.device) -> tuple[float, float, float]:
-        """Mean absolute error in the body of one image: the network's and the line's, encoded, and the network's in target units."""
-        source, target = self.source(row), self.target(row)
-        inside = body(source, target)
-        inside = inside if inside.any() else np.ones_like(inside)
+        """One image: the network's error and the simple method's, encoded, and the network's in the target's units."""
+        pairing = self.pairing
+        source, target = pairing.source(row), pairing.target(row)
+        inside = pairing.body(source, target)
         middle = inference.translate(network, source, self.patch, device)[0]
-        own, line = (float(np.abs(made - target)[:, inside].mean()) for made in (middle, self.straight(source)))
-        columns = self.data.columns
-        return own, line, own * float(columns["target_high"][row] - columns["target_low"][row]) / 2.0
-
-    def straight(self, source: np.ndarray) -> np.ndarray:
-        """See `paired.straight`."""
-        return paired.straight(self.line, source)
+        own, simple = (pairing.error(made, target, inside) for made in (middle, pairing.simple(self.line, source)))
+        return own, simple, pairing.in_units(own, row)
 
     def sheet(self, network: nn.Module, device: torch.device) -> np.ndarray:
         """Source, output, target and absolute difference of some images, four after each other, (n, 1, H, W) or volumes."""
-        tiles = []
+        pairing, tiles = self.pairing, []
         for row in self.seen[:: max(1, len(self.seen) // SHOWN)][:SHOWN]:
-            source, target = self.source(int(row)), self.target(int(row))
+            source, target = pairing.source(int(row)), pairing.target(int(row))
             made = inference.translate(network, source, self.patch, device)[0]
-            middle = source[len(source) // 2]
-            tiles += [middle, made[0], target[0], np.abs(made[0] - target[0]) - 1.0]
+            shown = [pairing.picture(made), pairing.picture(target)]
+            tiles += [pairing.view(source), *shown, np.abs(shown[0] - shown[1]) - 1.0]
         return np.stack(tiles)[:, None]
 
     def words(self, row: dict[str, Any], health: str) -> str:
         """What the progress bar says of a tick."""
-        units = self.data.info["target"]["units"]
-        return f"error {row['error']:.3g} {units}, {row['quality']:.0%} of a straight line's, {health}"
+        return f"{self.pairing.words(row['error'], row['quality'])}, {health}"
 
     # -------------------------------------------------------------------------------------------- at the end
 
@@ -189,43 +187,49 @@ class Pairs:
 
         The calibration patients were seen by nothing else.
         """
-        info, columns = self.data.info, self.data.columns
-        found = conformal.calibrate(list(self._losses(network, device)))
-        windows = {
-            name: float(np.median(columns[name][self.rows])) for name in ("low", "high", "target_low", "target_high")
-        }
+        about = self.pairing.about()
+        _, wished = self.pairing.windows
+        data = self.pairing.data
         return {
-            "intensity": {"low": windows["target_low"], "high": windows["target_high"], "units": info["target"]["units"]},
-            "familiarity": paired.familiar(self.data),
+            "intensity": {"low": wished.low, "high": wished.high, "units": wished.units},
+            "familiarity": self.pairing.familiar(),
             "translation": {
-                "patch": list(self.patch), "neighbours": int(info.get("neighbours") or 0),
-                "source": {"modality": info["modality"], "low": windows["low"], "high": windows["high"], "units": info["units"]},
-                "target": info["target"], "choices": info["choices"], "line": list(self.line), "usual_width": self.usual_width(network, device),
-                "calibration": {**asdict(found), "factor": found.factor if math.isfinite(found.factor) else None, "words": found.words()},
+                **about, "task": self.task, "patch": list(self.patch), "neighbours": int(data.info.get("neighbours") or 0),
+                "choices": data.info["choices"], "line": list(self.line), **self.bounds(network, device),
             },
         }  # fmt: skip
+
+    def bounds(self, network: nn.Module, device: torch.device) -> dict[str, Any]:
+        """What the model's configuration says of its bounds: {"usual_width", "calibration"}; None where it gives none."""
+        row = int(self.seen[0])
+        if len(inference.translate(network, self.pairing.source(row), self.patch, device)) == 1:
+            return {"usual_width": None, "calibration": None}
+        found = conformal.calibrate(list(self._losses(network, device)))
+        factor = found.factor if math.isfinite(found.factor) else None
+        calibration = {**asdict(found), "factor": factor, "words": found.words()}
+        return {"usual_width": self.usual_width(network, device), "calibration": calibration}
 
     def usual_width(self, network: nn.Module, device: torch.device) -> float:
         """Median distance between the bounds in the body of the images of a tick, encoded, before calibration."""
         widths = []
         for row in self.seen:
-            source, target = self.source(int(row)), self.target(int(row))
+            source, target = self.pairing.source(int(row)), self.pairing.target(int(row))
             _, lower, upper = inference.translate(network, source, self.patch, device)
-            widths.append((upper - lower)[:, body(source, target)].ravel()[::7])
+            widths.append((upper - lower)[:, self.pairing.body(source, target)].ravel()[::7])
         found = np.concatenate(widths)
         return float(np.median(found)) if len(found) else 1.0
 
     def _losses(self, network: nn.Module, device: torch.device) -> Iterator[np.ndarray]:
-        rows = self.data.rows("calibration")
-        patients = self.data.columns["patient"][rows]
+        rows = self.pairing.rows("calibration")
+        patients = self.pairing.data.columns["patient"][rows]
         for patient in sorted(set(patients.tolist())):
             own = rows[patients == patient]
             each = max(1, CALIBRATED_VOXELS // len(own))
             values = [np.zeros((4, 0), np.float32)]
             for row in own:
-                source, target = self.source(int(row)), self.target(int(row))
+                source, target = self.pairing.source(int(row)), self.pairing.target(int(row))
                 middle, lower, upper = inference.translate(network, source, self.patch, device)
-                inside = body(source, target)
+                inside = self.pairing.body(source, target)
                 four = np.stack([one[:, inside].ravel() for one in (target, lower, middle, upper)])
                 values.append(four[:, :: (four.shape[1] // each) | 1])
             joined = np.concatenate(values, axis=1)
@@ -270,19 +274,19 @@ def fitted_line(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, 
     return float(y.mean() - slope * x.mean()), slope
 
 
-def gather(data: Dataset, recipe: Recipe, patch: Sequence[int]) -> Pairs:
+def gather(pairing: Pairing, recipe: Recipe, patch: Sequence[int]) -> Pairs:
     """Training pairs, the straight line through them, and the rows that ticks look at; the holdout is not touched."""
-    rows, validation = data.rows("train"), data.rows("validation")
+    rows, validation = pairing.rows("train"), pairing.rows("validation")
     reference = validation if len(validation) else rows
     most = MOST_TICKED[len(patch)]
     seen = reference[np.unique(np.linspace(0, len(reference) - 1, min(most, len(reference))).astype(int))]
-    bare = Pairs(data, rows, seen, "validation" if len(validation) else "train", tuple(patch), (0.0, 0.0))
     random = np.random.default_rng(derive_seed(recipe.seed, "line"))
     drawn = []
     for row in random.permutation(rows)[:LINE_IMAGES]:
-        source, target = bare.source(int(row)), bare.target(int(row))
-        inside = body(source, target)
-        x, y = source[len(source) // 2][inside], target[0][inside]
+        source, target = pairing.source(int(row)), pairing.target(int(row))
+        inside = pairing.body(source, target)
+        x, y = pairing.view(source)[inside], pairing.picture(target)[inside]
         chosen = random.permutation(len(x))[:LINE_VOXELS]
         drawn.append((x[chosen], y[chosen]))
-    return Pairs(data, rows, seen, bare.reference, tuple(patch), fitted_line(drawn))
+    of = "validation" if len(validation) else "train"
+    return Pairs(pairing, rows, seen, of, tuple(patch), fitted_line(drawn), recipe.task)

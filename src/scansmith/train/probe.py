@@ -48,6 +48,21 @@ TURNS = 6  # in which eager and compiled steps are timed
 BATCH_GAIN = 1.25  # images/s that a doubled batch must bring
 
 
+PAIRS_AUGMENTED = (
+    "pairs are mirrored, turned and scaled alike, and a source of arbitrary scale is made brighter or darker"
+)
+# Objective -> what is augmented, and what is to be expected, where that is not said in figures.
+AUGMENTED = {
+    "autoencoding": "no discriminator: nothing is augmented",
+    "translation": f"regression, no discriminator; {PAIRS_AUGMENTED}",
+    "segmentation": PAIRS_AUGMENTED,
+}
+FORESEEN = {
+    "translation": "the log says the error on validation patients beside that of a straight line from source to target",
+    "segmentation": "the log says the Dice coefficient on validation patients",
+}
+
+
 @dataclass(frozen=True)
 class Probe:
     """What the probe found.
@@ -81,11 +96,9 @@ class Probe:
         ticks, judged = watching(images, self.recipe.ticks)
         recipe = replace(self.recipe, images=max(images, ticks * self.recipe.batch), ticks=ticks, judged=judged)
         times = recipe.images / max(recipe.train_images, 1)
-        augmented = f"{penalty_words(recipe)}; augmentation up to {recipe.augment:.2f} for {recipe.train_images:,} training images"
-        if recipe.objective == "autoencoding":
-            augmented = "no discriminator: nothing is augmented"
-        if recipe.objective == "translation":
-            augmented = "regression, no discriminator; pairs are mirrored, turned and scaled alike, and a source of arbitrary scale is made brighter or darker"
+        augmented = AUGMENTED.get(recipe.objective) or (
+            f"{penalty_words(recipe)}; augmentation up to {recipe.augment:.2f} for {recipe.train_images:,} training images"
+        )
         length = f"{recipe.images:,} images shown ({times:.0f} times each of {recipe.train_images:,}), about {recipe.images / self.recipe.batch * self.step_s / 60:.1f} min at {self.recipe.batch / self.step_s:.0f} images/s"
         return recipe, [*self.reasons, augmented, length, expectation(recipe, self.classes, self.dimensions)]
 
@@ -131,8 +144,8 @@ FEWEST_IN_CLASS = 500  # training images; the smallest class that was measured
 
 def expectation(recipe: Recipe, classes: int = 0, dimensions: int = 2) -> str:
     """What to expect of so many images shown on this grid, from so many training images of so many classes."""
-    if recipe.objective == "translation":
-        return "the log says the error on validation patients beside that of a straight line from source to target"
+    if recipe.objective in FORESEEN:
+        return FORESEEN[recipe.objective]
     if recipe.name != "relativistic":
         return "a relative of the default recipe, kept to compare with: expect less of it"
     share = recipe.images / (IMAGES_PER_PIXEL * recipe.target)

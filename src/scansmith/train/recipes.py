@@ -14,6 +14,7 @@ class Recipe:
     Attributes:
         name: row of `RECIPES`.
         objective: key of `OBJECTIVES`.
+        task: "make", what a translator learns (a key of `PAIRINGS`), or "unpaired".
         loss: key of `losses.LOSSES`.
         penalty: of D's gradient: "r1r2", "interpolated" (towards 1, between real and fake) or "none".
         generator, discriminator: keys of `GENERATORS` and `DISCRIMINATORS`.
@@ -43,6 +44,7 @@ class Recipe:
 
     name: str = "relativistic"
     objective: str = "synthesis"
+    task: str = "make"
     loss: str = "relativistic"
     penalty: str = "r1r2"
     generator: str = "strided"
@@ -138,9 +140,21 @@ RECIPES: dict[str, Recipe] = {
     "autoencoder": Recipe(
         "autoencoder", "autoencoding", generator="autoencoder", discriminator="", kl_weight=0.0, **_ENCODED
     ),
-    # Paired translation by regression: scansmith train DATASET RUN where scans are paired.
-    "fidelity": Recipe("fidelity", "translation", generator="unet", discriminator="", **_ENCODED | {"batch": 8}),
+    # Regression, no adversary: scansmith train DATASET RUN where scans are paired.
+    "fidelity": Recipe(
+        "fidelity", "translation", "paired", generator="unet", discriminator="", **_ENCODED | {"batch": 8}
+    ),
+    # Image to label map: scansmith train DATASET RUN --task segment where scans have masks.
+    "segment": Recipe(
+        "segment", "segmentation", "segment", generator="unet", discriminator="", **_ENCODED | {"batch": 8}
+    ),
 }
+
+# Task -> the recipe it is learned with unless another is named; tasks with the same one may change recipes.
+USUAL = {
+    "make": "relativistic", "paired": "fidelity", "denoise": "fidelity", "superresolve": "fidelity", "paint": "fidelity",
+    "segment": "segment", "unpaired": "contrastive",
+}  # fmt: skip
 
 # size -> (family of the pair, width). The strided pair, whose steps are cheap, for short runs, the residual pair for long ones.
 SIZES: dict[str, tuple[str, int]] = {
@@ -155,7 +169,41 @@ UNET_WIDTHS = {"tiny": 16, "small": 32, "base": 48, "large": 64}  # channels at 
 
 def makers() -> list[str]:
     """The recipes that make images from noise or codes; the others translate."""
-    return [name for name, recipe in RECIPES.items() if recipe.objective != "translation"]
+    return [name for name, recipe in RECIPES.items() if recipe.task == "make"]
+
+
+def chosen(task: str, name: str, pairs: bool, other: bool) -> Recipe:
+    """The recipe for a task.
+
+    Args:
+        task: key of `USUAL`; "auto" is what the named recipe is for, else `paired` where scans are, `unpaired` where there is
+            another dataset, and else `make`.
+        name: row of `RECIPES`, or "auto".
+        pairs: whether the scans of the dataset are paired.
+        other: whether another dataset is given, to translate to.
+
+    Raises:
+        ValueError: there is no such row or task, or they do not fit each other.
+    """
+    if name != "auto" and name not in RECIPES:
+        raise ValueError(f"expected a recipe of {sorted(RECIPES)}, got {name!r}")
+    if task == "auto":
+        task = RECIPES[name].task if name != "auto" else "unpaired" if other else "paired" if pairs else "make"
+    if task not in USUAL:
+        raise ValueError(f"expected a task of {['auto', *USUAL]}, got {task!r}")
+    if other != (task == "unpaired"):
+        found = f"{'one' if other else 'none'} with the task {task!r}"
+        raise ValueError(f"expected another dataset (--to) for the task 'unpaired' and no other, found {found}")
+    recipe = RECIPES[USUAL[task] if name == "auto" else name]
+    if recipe.objective not in fitting(task):
+        fit = [name for name, row in RECIPES.items() if row.objective in fitting(task)]
+        raise ValueError(f"expected a recipe for the task {task!r}, one of {fit}, got {name!r}")
+    return replace(recipe, task=task)
+
+
+def fitting(task: str) -> set[str]:
+    """The objectives that a task can be learned with."""
+    return {row.objective for row in RECIPES.values() if USUAL[row.task] == USUAL[task]}
 
 
 def resized(recipe: Recipe, size: str) -> Recipe:

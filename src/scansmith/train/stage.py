@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from .. import __version__, model
+from .. import __version__, model, pairings
 from ..dataset import Dataset, Level
+from ..pairings import PAIRINGS, Pairing
 from ..preprocess import Grid
 from ..runtime import Progress, choose_device, derive_seed, write_json
 from . import checkpoint, loop, memory, pairs, watch
@@ -26,7 +27,7 @@ from .objective import Objective, Task
 from .objectives import OBJECTIVES
 from .parallel import Group, join
 from .probe import LIKE, Probe, probe
-from .recipes import RECIPES, Recipe
+from .recipes import Recipe, chosen
 from .start import model_folder as start_folder
 from .start import warm_start
 
@@ -41,6 +42,8 @@ class Wish:
 
     Attributes:
         minutes: wall time granted, the probe included.
+        task: what is to be learned, a key of `recipes.USUAL`, or "auto".
+        to: dataset to translate to without pairs.
         recipe: row of `RECIPES`, or a recipe that is none.
         size: of the networks, or "auto".
         side: longer side of the images in pixels; None lets the minutes decide.
@@ -56,20 +59,35 @@ class Wish:
     images: int | None = None
     seed: int = 0
     start: Path | None = None
+    task: str = "auto"
+    to: Path | None = None
 
-    def to_json(self, base: Recipe, data: Dataset) -> dict[str, Any]:
-        """For recipe.json: with names and hashes in place of recipe, model and dataset."""
+    def to_json(self, base: Recipe, data: Dataset, other: Dataset | None) -> dict[str, Any]:
+        """For recipe.json: with names and hashes in place of recipe, model and datasets."""
         start = model.digest(start_folder(self.start)) if self.start else None
         said = {name: getattr(self, name) for name in ("minutes", "size", "side", "images", "seed")}
-        return {**said, "recipe": base.name, "from": start, "data": data.info["hash"]}
+        hashes = {"data": data.info["hash"], "to": other.info["hash"] if other else None}
+        return {**said, "recipe": base.name, "task": base.task, "from": start, **hashes}
 
-    def task(self, data: Dataset) -> Task:
-        """What is to be learned; on the grid of the model that is started from, unless another side is wished.
+    def base(self, data: Dataset) -> Recipe:
+        """The recipe before anything is measured.
+
+        Raises:
+            ValueError: see `recipes.chosen`.
+        """
+        if isinstance(self.recipe, Recipe):
+            return replace(self.recipe, seed=self.seed)
+        return replace(
+            chosen(self.task, self.recipe, bool(data.info.get("target")), self.to is not None), seed=self.seed
+        )
+
+    def learned(self, data: Dataset, pairing: Pairing | None, other: Dataset | None) -> Task:
+        """The shape of what is learned; on the grid of the model that is started from, unless another side is wished.
 
         Raises:
             ValueError: too few training images, slices for a model of volumes or the other way round, or images of another shape.
         """
-        task = task_of(data, base_recipe(resolved(self.recipe, data), self.seed).objective)
+        task = translation_of(data, pairing, other) if pairing or other else task_of(data)
         if self.start is None:
             return task
         config = model.load(start_folder(self.start)).config
@@ -110,12 +128,13 @@ def run_training(
     group = join(choose_device(device_name))
     try:
         data = Dataset.open(dataset)
-        base = base_recipe(resolved(wish.recipe, data), wish.seed)
-        request = wish.to_json(base, data)
+        base, other = wish.base(data), Dataset.open(wish.to) if wish.to else None
+        pairing = pairings.pairing(base.task, data) if base.task in PAIRINGS else None
+        request = wish.to_json(base, data, other)
         earlier, begins = started_before(run, request, group)
         if earlier and (run / "result.json").is_file() and (model_folder / "config.json").is_file():
             return {"model": str(model_folder), **json.loads((run / "result.json").read_text())}  # finished before
-        task = wish.task(data)
+        task = wish.learned(data, pairing, other)
         probed = probed and probed.learning(task.train_images)
         if group.main and not earlier and not probed:
             probed = wish.probed(base, task, group)
@@ -125,9 +144,16 @@ def run_training(
         recipe, reasons = earlier or planned(probed, wish, began, group)
         if earlier:  # the probe looks at a new one
             memory.refuse_if_too_large(recipe, task, grid, group.device, group.size)
-        learned: Feed = (
-            gather(data, level, recipe, group.device, kinds) if level else pairs.gather(data, recipe, grid.shape)
-        )
+        learned: Feed
+        if other:
+            from . import unpaired
+
+            learned = unpaired.gather(data, other, recipe, grid.shape)
+        elif pairing:
+            learned = pairs.gather(pairing, recipe, grid.shape)
+        else:
+            assert level
+            learned = gather(data, level, recipe, group.device, kinds)
         torch.manual_seed(wish.seed)  # the networks' first weights
         objective = OBJECTIVES[recipe.objective](recipe, task, grid, kinds.shares if kinds else ())
         told = [warm_start(objective, wish.start)] if wish.start and begins else []
@@ -221,26 +247,6 @@ def tell(reasons: list[str]) -> None:
     print("\n".join(["Plan", *(f"  - {sentence}" for sentence in reasons)]), file=sys.stderr, flush=True)
 
 
-def resolved(recipe: str | Recipe, data: Dataset) -> str | Recipe:
-    """The recipe that "auto" stands for: `fidelity` where scans are paired, else `relativistic`."""
-    if recipe != "auto":
-        return recipe
-    return "fidelity" if data.info.get("target") else "relativistic"
-
-
-def base_recipe(name: str | Recipe, seed: int) -> Recipe:
-    """The row of `RECIPES`, or the recipe itself, with the seed.
-
-    Raises:
-        ValueError: there is no such row.
-    """
-    if isinstance(name, Recipe):
-        return replace(name, seed=seed)
-    if name not in RECIPES:
-        raise ValueError(f"expected a recipe of {sorted(RECIPES)}, got {name!r}")
-    return replace(RECIPES[name], seed=seed)
-
-
 def training_rows(data: Dataset) -> np.ndarray:
     """The rows to learn from: the training split, without images that have no label where others have one."""
     rows = data.rows("train")
@@ -258,26 +264,44 @@ def labels_of(data: Dataset) -> list[str]:
     return data.labels if len(data.labels) > 1 else []
 
 
-def task_of(data: Dataset, objective: str = "synthesis") -> Task:
-    """The shape of the learning task.
+def task_of(data: Dataset) -> Task:
+    """The shape of what is learned from images alone.
 
     Raises:
-        ValueError: too few training images, or no pairs for a translation.
+        ValueError: too few training images.
     """
-    if objective == "translation" and not data.info.get("target"):
-        raise ValueError(
-            f"expected paired scans to learn a translation from in {data.root}, found none: prepare them again with --pairs"
-        )
-    count = len(training_rows(data))
+    channels, *size = data.shape
+    return Task(channels, tuple(size), len(labels_of(data)), enough(data, len(training_rows(data))))
+
+
+def translation_of(data: Dataset, pairing: Pairing | None, other: Dataset | None) -> Task:
+    """The shape of a translation of pairs, or from one dataset to another.
+
+    Raises:
+        ValueError: too few training images.
+    """
+    size = data.shape[1:]
+    if pairing:
+        count = enough(data, len(pairing.rows("train")))
+        return Task(pairing.in_channels, size, 0, count, made=pairing.out_channels, residual=pairing.residual)
+    assert other
+    from . import unpaired
+
+    enough(other, len(other.rows("train")))
+    return Task(unpaired.channels(data), size, 0, enough(data, len(data.rows("train"))), made=other.shape[0])
+
+
+def enough(data: Dataset, count: int) -> int:
+    """The number of training images.
+
+    Raises:
+        ValueError: too few.
+    """
     if count < FEWEST_TRAINING:
         raise ValueError(
             f"expected at least {FEWEST_TRAINING} training images in {data.root}, found {count}: add scans and prepare again"
         )
-    channels, *size = data.shape
-    if objective == "translation":
-        slices = 2 * int(data.info.get("neighbours") or 0) + 1
-        return Task(channels * slices, tuple(size), 0, count, made=data.info["target"]["channels"])
-    return Task(channels, tuple(size), len(labels_of(data)), count)
+    return count
 
 
 def found_kinds(data: Dataset, grid: Grid, run: Path, group: Group) -> hidden.Kinds | None:

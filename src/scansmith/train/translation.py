@@ -33,7 +33,7 @@ class Translation(Objective):
         super().__init__()
         self.generator_arguments = {
             "in_channels": task.channels, "out_channels": task.made, "dimensions": grid.dimensions,
-            "width": recipe.width, "doublings": grid.doublings,
+            "width": recipe.width, "doublings": grid.doublings, "residual": task.residual,
         }  # fmt: skip
         self.translator = TRANSLATORS[recipe.generator](**self.generator_arguments)
         self.averages = recipe.ema_fraction > 0
