@@ -20,7 +20,8 @@ from scansmith.train.objective import Batch, Task
 from scansmith.train.objectives import OBJECTIVES
 from scansmith.train.parallel import Group
 from scansmith.train.recipes import RECIPES, schedule
-from scansmith.translate import readable, translated
+from scansmith.translate import readable
+from scansmith.translator import translated
 
 CPU = torch.device("cpu")
 RECIPE = replace(RECIPES["fidelity"], width=4, batch=4, images=64, threads=1, train_images=20, target=32)
@@ -244,10 +245,10 @@ def test_a_scan_however_it_lies_gives_the_same_translation_in_its_place(learned,
     inside = true > -1000
     assert plain.image.units == "HU" and plain.image.modality == "CT"
     assert np.abs(plain.image.array - true)[inside].mean() < 60
-    assert (plain.lower.array <= plain.image.array + 1e-3).all() and (
-        plain.image.array <= plain.upper.array + 1e-3
+    assert (plain.maps["lower"].array <= plain.image.array + 1e-3).all() and (
+        plain.image.array <= plain.maps["upper"].array + 1e-3
     ).all()
-    assert plain.trust.array.min() > 0 and plain.trust.array.max() < 1
+    assert plain.maps["trust"].array.min() > 0 and plain.maps["trust"].array.max() < 1
 
 
 def test_another_voxel_size_is_brought_to_the_models_and_back(learned):

@@ -13,9 +13,9 @@ import numpy as np
 
 WATER = 0.02  # attenuation of water at about 70 keV, 1/mm
 VIEWS = 1000  # of half a turn
-# Unattenuated photons that a ray 1 mm wide counts in one view. An abdomen of 380 mm x 280 mm on pixels of 0.7 mm then has a
-# standard deviation of 12 HU in its middle at the full dose, as thin slices have.
-PHOTONS = 1.0e6
+# Unattenuated photons that a ray 1 mm wide counts in one view. Water of 350 mm x 260 mm on pixels of 0.7 mm then has a
+# standard deviation of 12 HU in its middle and of 9 HU on average at the full dose, as thin slices of an abdomen have.
+PHOTONS = 2.0e6
 CUTOFF = 0.75  # 1/mm, where the window of a soft kernel ends; half its contrast is left at half of that
 COARSE = 64  # pixels a side of the grid on which variance is propagated
 ANGLES, WEDGES = 64, 8  # of half a turn
@@ -39,9 +39,8 @@ def ct_noise(
     Imaging, 1981). So white noise is filtered within wedges of directions, and each wedge has the mean variance of its views
     at every place: streaks run along thick axes. Without electronic noise the pattern depends on the dose by a factor alone.
 
-    Left out: fan and helix, bowtie and tube-current modulation, beam hardening, scatter, the bias of the logarithm where no
-    photon arrives, iterative reconstruction, correlation between slices, anatomy beyond the image, and that the noise which the
-    image already has is not smoothed away in its line integrals.
+    Left out: fan and helix, bowtie and tube-current modulation, beam hardening, scatter, the bias of the logarithm where hardly
+    a photon arrives, iterative reconstruction, correlation between slices, and anatomy beyond the image's borders.
 
     Args:
         image_hu: (H, W) in HU; beyond its borders is air.
@@ -174,7 +173,9 @@ def _to_fine(coarse: int, size: int, factor: float) -> np.ndarray:
 
 # ------------------------------------------------------------------------------------------------ noise of others
 
-LATITUDE = 3.0  # natural logarithm of the exposure between the darkest and the brightest value of a radiograph: a factor of 20
+LATITUDE = (
+    3.0  # natural logarithm of the exposure between the darkest and the brightest value of a radiograph: a factor of 20
+)
 READOUT = 0.1  # variance of the electronics, as a share of that of the photons at mid-grey
 
 
@@ -300,7 +301,8 @@ def refined(
     Raises:
         ValueError: an unknown method, or a factor that is not positive.
     """
-    return _along(_refining(thick.shape[axis], depth, factor or depth / thick.shape[axis], method), thick, axis)
+    count = thick.shape[axis]
+    return _along(_refining(count, depth, depth / count if factor is None else factor, method), thick, axis)
 
 
 def blurred(image: np.ndarray, factor: float, profile: str = "gaussian", method: str = "cubic") -> np.ndarray:
@@ -416,6 +418,7 @@ def _refining(count: int, depth: int, factor: float, method: str) -> np.ndarray:
 def _along(matrix: np.ndarray, array: np.ndarray, axis: int) -> np.ndarray:
     """The product of (new, old) with an axis of length old, float32 and contiguous."""
     array = np.asarray(array, np.float32)
+    axis %= array.ndim
     before, after = array.shape[:axis], array.shape[axis + 1 :]
     if math.prod(after) == 1:
         return np.ascontiguousarray(array.reshape(-1, array.shape[axis]) @ matrix.T).reshape(*before, -1, *after)

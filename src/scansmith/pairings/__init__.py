@@ -8,10 +8,21 @@ from ..dataset import Dataset
 from .base import WHOLE, Pairing, Part, straight
 from .degraded import Denoising, SuperResolution
 from .familiar import cases_of, familiar
-from .masks import Painting, Segmentation
+from .masks import Painting, Segmentation, label_map, one_hot
 from .scans import Scans
 
-__all__ = ["PAIRINGS", "WHOLE", "Pairing", "Part", "cases_of", "familiar", "pairing", "straight"]
+__all__ = [
+    "PAIRINGS",
+    "WHOLE",
+    "Pairing",
+    "Part",
+    "cases_of",
+    "familiar",
+    "label_map",
+    "one_hot",
+    "pairing",
+    "straight",
+]
 
 # Task of a recipe -> what it learns.
 PAIRINGS: dict[str, Callable[[Dataset], Pairing]] = {

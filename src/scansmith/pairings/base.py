@@ -26,13 +26,14 @@ class Pairing:
 
     Attributes:
         data: the prepared dataset.
-        output: "image", or "mask": what the target is.
+        input, output: "image" or "mask": what source and target are.
         residual: whether the target is the source's middle channels, a little changed.
         bendable: whether a source may be made brighter while learning: its scale is arbitrary.
         outside: target beyond the borders of an image.
     """
 
     data: Dataset
+    input: ClassVar[str] = "image"
     output: ClassVar[str] = "image"
     residual: ClassVar[bool] = False
     outside: ClassVar[float] = AIR
@@ -148,10 +149,11 @@ class Pairing:
         return IntensityMap(low, high, self.data.info["units"]), IntensityMap(wished[0], wished[1], maps[0].units)
 
     def about(self) -> dict[str, Any]:
-        """What a model's configuration says of source and target: {"output", "source", "target"}."""
+        """What a model's configuration says of source and target: {"input", "output", "source", "target"}; both of the first are "image" or "mask"."""
         own, wished = self.windows
         info = self.data.info
         return {
+            "input": self.input,
             "output": self.output,
             "source": {"modality": info["modality"], "low": own.low, "high": own.high, "units": own.units},
             "target": {"modality": info["modality"], "channels": self.out_channels, "units": wished.units},

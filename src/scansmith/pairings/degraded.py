@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .. import degradations
 from ..dataset import Dataset
-from ..preprocess import resize, resize_volume
 from ..runtime import derive_seed
 from .base import WHOLE, Pairing, Part
 from .scans import Scans
@@ -49,8 +49,6 @@ class Denoising(Pairing):
         if info["modality"] == "CT" and info["units"] == "HU":
             between = self.data.intensity(window)
             return image + self.of_dose(row, random) * np.float32(2.0 / (between.high - between.low))
-        from .. import degradations
-
         random = random or self.fixed(row)
         level = USUAL_LEVEL if random is None else float(np.exp(random.uniform(*np.log(LEVELS))))
         return degradations.noise(image, info["modality"], level, random)
@@ -72,12 +70,10 @@ class Denoising(Pairing):
         """Noise at `USUAL_DOSE`, float16 (C, *spatial); each slice of a volume has its own."""
         found = self.kept.get((row, variant))
         if found is None:
-            from .. import degradations
-
             image = self.data.image(row)
             planes = image.reshape(-1, *image.shape[-2:])
             spacing = self.data.columns["spacing"][row][1:]
-            spacing = np.where(np.isfinite(spacing), spacing, 1.0)
+            spacing = np.where(np.isfinite(spacing), spacing, 1.0).tolist()
             drawn = np.random.default_rng(derive_seed(0, "pattern", row, variant))
             made = [
                 degradations.ct_noise(np.asarray(plane, np.float32), spacing, USUAL_DOSE, drawn) for plane in planes
@@ -104,22 +100,9 @@ class SuperResolution(Pairing):
         if self.data.info.get("depth"):
             along, across = (part[0], part[1:]) if part else (slice(None), WHOLE)
             volume = super().source(row, (slice(None), *across) if part else WHOLE)
-            return coarse_slices(volume, factor)[:, along]
-        whole = super().source(row)
-        return coarse_pixels(whole, factor)[(slice(None), *part)]
-
-
-def coarse_slices(volume: np.ndarray, factor: float) -> np.ndarray:
-    """(C, D, H, W) with slices `factor` times as thick, on the grid that it had."""
-    from .. import degradations
-
-    return resize_volume(degradations.thickened(volume, factor), volume.shape[1:])
-
-
-def coarse_pixels(image: np.ndarray, factor: float) -> np.ndarray:
-    """(C, H, W) with pixels `factor` times as large, on the grid that it had."""
-    height, width = image.shape[1:]
-    return resize(resize(image, max(1, round(height / factor)), max(1, round(width / factor))), height, width)
+            thick = degradations.thickened(volume, factor)
+            return degradations.refined(thick, volume.shape[1], factor)[:, along]
+        return degradations.blurred(super().source(row), factor)[(slice(None), *part)]
 
 
 class Improving(Scans):

@@ -115,12 +115,14 @@ class Segmentation(Masks):
         return f"Dice {1.0 - error:.3f}"
 
     def about(self) -> dict[str, Any]:
-        target = {"modality": "SEG", "channels": self.out_channels, "units": "label", "labels": list(self.labels)}
+        target = {"modality": "OT", "channels": self.out_channels, "units": "label", "labels": list(self.labels)}
         return super().about() | {"target": target}
 
 
 class Painting(Masks):
     """Task `paint`: a label map is the source, the image it belongs to the target."""
+
+    input: ClassVar[str] = "mask"
 
     @property
     def bendable(self) -> bool:
@@ -150,7 +152,7 @@ class Painting(Masks):
         return None
 
     def about(self) -> dict[str, Any]:
-        source = {"modality": "SEG", "low": 0.0, "high": 1.0, "units": "label", "labels": list(self.labels)}
+        source = {"modality": "OT", "low": 0.0, "high": 1.0, "units": "label", "labels": list(self.labels)}
         return super().about() | {"source": source}
 
 

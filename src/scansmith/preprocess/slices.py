@@ -23,6 +23,7 @@ LEAST_FOREGROUND = 0.02
 FOREGROUND_HU = -500.0
 # Measured: at most 0.73 in scans (8-bit CT with saturated bone), at least 0.89 in label maps of up to 100 labels.
 MASK_AGREEMENT = 0.85
+Axes = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +54,20 @@ def cut(image: Image, format: str) -> Slices:
     was acquired slice by slice; an isotropic one axially; and its slices are turned upright by the affine, stacked so
     that columns, rows and slices form a right-handed frame: axial slices from the feet to the head.
     """
-    if format in AS_STORED:
-        return _turned(image, ((0, 1), (1, 1), (2, 1)), "as stored")
-    return upright(image)
+    return turned(image, *lying(image, format))
 
 
 def upright(image: Image) -> Slices:
     """The slices of a volume as radiologists look at them, whatever its file is (see `cut`)."""
-    return _turned(image, *_upright(image))
+    return turned(image, *_upright(image))
 
 
-def _turned(image: Image, axes: tuple[tuple[int, int], ...], plane: str) -> Slices:
+def lying(image: Image, format: str) -> tuple[Axes, str]:
+    """(voxel axis, sign) of the columns, the rows and the slices that `cut` gives, and the name of the plane."""
+    return (((0, 1), (1, 1), (2, 1)), "as stored") if format in AS_STORED else _upright(image)
+
+
+def turned(image: Image, axes: Axes, plane: str) -> Slices:
     """The view whose columns, rows and slices run along the given (voxel axis, sign)."""
     array = image.array.transpose(0, *(axis + 1 for axis, _ in reversed(axes)))
     step = np.zeros((4, 4))
@@ -77,7 +81,7 @@ def _turned(image: Image, axes: tuple[tuple[int, int], ...], plane: str) -> Slic
     return Slices(array.swapaxes(0, 1), image.affine @ step, spacing, plane)
 
 
-def _upright(image: Image) -> tuple[tuple[tuple[int, int], ...], str]:
+def _upright(image: Image) -> tuple[Axes, str]:
     """((voxel axis, sign) of the columns, of the rows, of the normal), and the name of the plane."""
     direction = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
     # world[a]: the patient axis (0 right, 1 anterior, 2 superior) that voxel axis a is nearest to, each taken once.
