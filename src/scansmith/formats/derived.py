@@ -18,7 +18,7 @@ import numpy as np
 from ..image import Image
 from ..runtime import explain_os_error, write_atomic
 from .nifti import COMMENT, SIZES, version
-from .source import Source
+from .source import LPS_TO_RAS, Source
 from .text_header import ENCODINGS, META_TYPES, MOST_HEADER, NRRD_TYPES
 from .voxels import GZIP
 from .write import Marking, nifti_voxels, with_suffix, write_png
@@ -61,13 +61,16 @@ class Derivation:
 def write_derived(source: Source, image: Image, out: Path, derivation: Derivation) -> list[Path]:
     """Write a scan in the format and the place of the scan that it was made from; equal inputs give equal bytes.
 
+    It may have more or fewer voxels along axes of the source's grid over the same extent, as super-resolution makes them.
+
     HU are rounded to int16; other values keep their dtype, but in DICOM and PNG, which hold whole numbers with a scale.
     DICOM becomes a new series of the source's patient and study (`dicom_derived.write_dicom`), NIfTI keeps the header,
     NRRD and MetaImage keep the lines that say where the voxels lie, pictures become PNG.
 
     Args:
         source: the scan that it was made from, as `formats.discover` lists it.
-        image: one channel on the voxel grid of `formats.read(source)`, in physical units, of any modality.
+        image: one channel on the voxel grid of `formats.read(source)`, or along some of its axes on a finer or coarser one
+            (as `degradations.regridded_affine` gives), in physical units, of any modality.
         out: path without suffix. A file with the suffix of the format, or for several slices in DICOM or PNG a folder
             with one file a slice, 0001 ..., in the order of K.
         derivation: what made it.
@@ -89,7 +92,7 @@ def write_parametric_map(source: Source, image: Image, out: Path, derivation: De
 
     Args:
         source: the DICOM scan that it was made from.
-        image: one channel on the voxel grid of `formats.read(source)`, in units "HU", "ratio" or "a.u.".
+        image: as for `write_derived`, in units "HU", "ratio" or "a.u.".
         out: path without suffix.
         derivation: what made it.
         meaning: what a value means, at most 64 characters.
@@ -143,7 +146,7 @@ def write_folder(folder: Path, files: Iterable[tuple[str, bytes]]) -> list[Path]
 
 
 def _check(source: Source, image: Image) -> None:
-    """Refuse an image that does not lie on the source's voxels, or holds what no format can.
+    """Refuse an image that does not lie where the source lies, or holds what no format can.
 
     Raises:
         ValueError: it does not.
@@ -153,20 +156,41 @@ def _check(source: Source, image: Image) -> None:
         raise ValueError(
             f"expected a grey scan with one channel, got {len(array)} for a source of {source.channels}: colours cannot be written as a derived scan"
         )
-    if array.shape[1:] != source.shape:
+    if array.shape[1:] == source.shape:
+        if source.affine is not None:
+            away = float(np.abs(image.affine - np.reshape(source.affine, (4, 4))).max())
+            if not away < SAME_PLACE:
+                raise ValueError(
+                    f"expected the source's affine, got one that differs by {away:g} mm: bring the image to the grid of the source first"
+                )
+    elif source.affine is None or not _same_extent(source, image):
         raise ValueError(
-            f"expected the source's shape {source.shape}, got {array.shape[1:]}: bring the image to the grid of the source first"
+            f"expected the source's shape {source.shape}, or more or fewer voxels over the same extent, got {array.shape[1:]} elsewhere: bring the image to the grid of the source first"
         )
-    if source.affine is not None:
-        away = float(np.abs(image.affine - np.reshape(source.affine, (4, 4))).max())
-        if not away < SAME_PLACE:
-            raise ValueError(
-                f"expected the source's affine, got one that differs by {away:g} mm: bring the image to the grid of the source first"
-            )
     if array.dtype.kind not in "biuf" or not np.isfinite([array.min(), array.max()]).all():
         raise ValueError(
             f"expected voxels that are finite real numbers, got {array.dtype} from {array.min()} to {array.max()}: the image is broken, make it again"
         )
+
+
+def source_index(source: Source, image: Image) -> np.ndarray | None:
+    """(4, 4): voxel index of the image -> that of the source, or None where both have one grid."""
+    if source.affine is None or image.array.shape[1:] == source.shape:
+        return None
+    return np.asarray(np.linalg.inv(np.reshape(source.affine, (4, 4))) @ image.affine)
+
+
+def _same_extent(source: Source, image: Image) -> bool:
+    """Whether both have the same axes and, within half the larger voxel, the same first and last border along each."""
+    index = source_index(source, image)
+    assert index is not None
+    old, new = np.array(source.shape), np.array(image.array.shape[1:])
+    step, first = np.diag(index)[:3], index[:3, 3]
+    turned = index[:3, :3] - np.diag(step)
+    begin, end = first - step / 2 + 0.5, first + (new - 0.5) * step - (old - 0.5)
+    apart = np.maximum(np.abs(begin), np.abs(end))
+    allowed = np.where(old == new, 1e-3, np.maximum(step, 1.0) / 2 + 1e-3)
+    return bool((np.abs(turned) @ new < 1e-3).all() and (step > 0).all() and (apart < allowed).all())
 
 
 def _whole_units(image: Image) -> Image:
@@ -194,7 +218,8 @@ def write_dicom(source: Source, image: Image, out: Path, derivation: Derivation)
 
 
 def write_nifti(source: Source, image: Image, out: Path, derivation: Derivation) -> list[Path]:
-    """One .nii or .nii.gz with the source's header: its sform, qform, codes, pixdim and units to the bit.
+    """One .nii or .nii.gz with the source's header: its sform, qform, codes, pixdim and units to the bit; on another grid,
+    both forms moved alike.
 
     Data type, scaling, display range, intent, `descrip` and `aux_file` are the image's own. Extensions are left out, as
     they describe the source; a comment extension holds the mark as JSON. A pair of .hdr and .img becomes one file.
@@ -202,6 +227,9 @@ def write_nifti(source: Source, image: Image, out: Path, derivation: Derivation)
     import nibabel
 
     header, compressed = _nifti_header(source.files[0])
+    index = source_index(source, image)
+    if index is not None:
+        _move_nifti(header, image.array.shape[1:], index)
     voxels = nifti_voxels(image.array)
     header.set_data_dtype(voxels.dtype)
     header.set_intent("none")
@@ -223,11 +251,13 @@ def write_nifti(source: Source, image: Image, out: Path, derivation: Derivation)
 def write_text_header(source: Source, image: Image, out: Path, derivation: Derivation) -> list[Path]:
     """One .nrrd or .mha: the lines of the source that say where its voxels lie, the image's type, and the voxels behind.
 
-    Compressed as the source is. Voxels in a file of their own come into the same file. ITK's writers, which give the
+    On another grid these lines are new, in mm and LPS+. Compressed as the source is. Voxels in a file of their own come into the same file. ITK's writers, which give the
     directions of NRRD as unit vectors times lengths, would change the last digits.
     """
     with open(source.files[0], "rb") as stream:
         fields, place = _place_lines(stream.read(MOST_HEADER), source.format)
+    if source_index(source, image) is not None:
+        place = PLACES[source.format](image)
     voxels = nifti_voxels(image.array)
     content = voxels.astype(voxels.dtype.newbyteorder("<"), copy=False).tobytes("F")
     nrrd = source.format == "nrrd"
@@ -282,6 +312,54 @@ def _nifti_header(file: Path) -> tuple[Any, bool]:
     header["magic"] = kind().structarr["magic"]
     header["vox_offset"] = 0  # nibabel finds the place behind the extensions
     return header, compressed
+
+
+def _move_nifti(header: Any, shape: tuple[int, ...], index: np.ndarray) -> None:
+    """Give a header another grid: voxel (i, j, k) lies where `index` of it lay, in both of its forms, in its own units."""
+    old = header.get_data_shape()
+    forms = {"sform": header.get_sform(), "qform": header.get_qform()}
+    header.set_data_shape((*shape, *old[3:]) if len(old) > 2 or shape[2] > 1 else shape[:2])
+    for letter, row, place in zip("xyz", forms["sform"] @ index, forms["qform"] @ index):
+        header[f"srow_{letter}"], header[f"qoffset_{letter}"] = row, place[3]
+    header["pixdim"][1:4] *= np.diag(index)[:3]
+    for field in ("slice_start", "slice_end", "slice_code", "slice_duration"):  # when each slice was measured
+        header[field] = 0
+
+
+def _words(values: np.ndarray) -> str:
+    return " ".join(f"{value:.17g}" for value in values)
+
+
+def _nrrd_place(image: Image) -> list[bytes]:
+    """Lines of NRRD that say where the image's voxels lie."""
+    lps = LPS_TO_RAS @ image.affine
+    *axes, origin = (f"({_words(column).replace(' ', ',')})" for column in lps[:3].T)
+    lines = [
+        "dimension: 3",
+        "space: left-posterior-superior",
+        f"sizes: {_words(np.array(image.array.shape[1:]))}",
+        f"space directions: {' '.join(axes)}",
+        "kinds: domain domain domain",
+        f"space origin: {origin}",
+    ]
+    return [line.encode() for line in lines]
+
+
+def _metaimage_place(image: Image) -> list[bytes]:
+    """Lines of MetaImage that say where the image's voxels lie."""
+    lps = LPS_TO_RAS @ image.affine
+    lines = [
+        "NDims = 3",
+        f"DimSize = {_words(np.array(image.array.shape[1:]))}",
+        f"TransformMatrix = {_words((lps[:3, :3] / image.spacing).T.ravel())}",
+        f"Offset = {_words(lps[:3, 3])}",
+        "CenterOfRotation = 0 0 0",
+        f"ElementSpacing = {_words(np.array(image.spacing))}",
+    ]
+    return [line.encode() for line in lines]
+
+
+PLACES = {"nrrd": _nrrd_place, "metaimage": _metaimage_place}
 
 
 def _place_lines(head: bytes, format: str) -> tuple[dict[str, bytes], list[bytes]]:

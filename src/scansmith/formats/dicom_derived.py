@@ -15,7 +15,7 @@ from pydicom.uid import UID, CTImageStorage, SecondaryCaptureImageStorage
 
 from ..image import Image
 from ..runtime import write_atomic
-from .derived import write_folder
+from .derived import source_index, write_folder
 from .dicom_file import read_header
 from .dicom_write import (
     SPECIFIC,
@@ -86,7 +86,8 @@ def write_dicom(source: Source, image: Image, out: Path, derivation: Derivation)
 
     Patient, study and frame of reference are the source's; series and instances are new, and each names the source's
     instance (and frame) of its slice. A slice lies where the source's file says, digit by digit; of a multi-frame
-    source, where the image's affine says. Nothing that the scanner did is copied. CT and MR without a place in the
+    source, or on another grid, where the image's affine says. Slices of another grid are as thick as they are far apart,
+    are numbered in the source's direction, and name the source's slices that they lie in or cover. Nothing that the scanner did is copied. CT and MR without a place in the
     patient, and modalities without a class here, become Secondary Capture.
 
     Raises:
@@ -118,13 +119,15 @@ def _files(source: Source, image: Image, derivation: Derivation) -> Iterator[tup
     }
     third = {"CT": ["AXIAL" if _is_axial(image.affine) else "OTHER"], "MR": ["OTHER"]}.get(image.modality, [])
     common["ImageType"] = ["DERIVED", "SECONDARY", *third]
-    numbers = _instance_numbers(source, headers)
-    references = source_references(source, headers)
-    for k, header in enumerate(headers):
+    behind = slices_behind(source, image)
+    numbers = _instance_numbers(source, headers, len(behind))
+    references = source_references(source, headers, image)
+    for k, near in enumerate(behind):
+        header = headers[near[len(near) // 2]]
         own = {
             "InstanceNumber": str(numbers[k]),
             "SOPInstanceUID": make_uid("instance", common["SeriesInstanceUID"], k),
-            "SourceImageSequence": references[k : k + 1],
+            "SourceImageSequence": [references[z] for z in near],
             **(_place_module(source, header, image, k, storage) if source.affine is not None else {}),
             **pixel_module(pixels[..., k]),
         }
@@ -181,16 +184,32 @@ def _copied(header: Any, keywords: Sequence[str]) -> dict[str, Any]:
     return {keyword: header[keyword].value for keyword in keywords if keyword in header}
 
 
-def _instance_numbers(source: Source, headers: list[Any]) -> list[int]:
-    """The source's Instance Numbers, so that a slice has the same number in both, else 1 ... in K order."""
-    numbers = [header.get("InstanceNumber") for header in headers]
-    if source.frames or None in numbers or len(set(numbers)) < len(numbers):
-        return list(range(1, len(headers) + 1))
-    return [int(number) for number in numbers]
+def _instance_numbers(source: Source, headers: list[Any], count: int) -> list[int]:
+    """The source's Instance Numbers, so that a slice has the same number in both, else 1 ... in K order.
+
+    Of another number of slices, 1 ... in the direction of the source's.
+    """
+    found = [header.get("InstanceNumber") for header in headers]
+    if source.frames or None in found or len(set(found)) < len(found):
+        return list(range(1, count + 1))
+    numbers = [int(number) for number in found]
+    if count == len(numbers):
+        return numbers
+    return list(range(1, count + 1)) if numbers[0] <= numbers[-1] else list(range(count, 0, -1))
 
 
-def source_references(source: Source, headers: list[Any]) -> list[Dataset]:
-    """Of each slice an item of Source Image Sequence (0008,2112), PS3.3 C.7.6.1.1.4; purpose from PS3.16 CID 7202.
+def slices_behind(source: Source, image: Image) -> list[list[int]]:
+    """Of each slice of the image, which of the source it lies in, or covers where it is thicker."""
+    index = source_index(source, image)
+    if index is None or image.array.shape[3] == source.shape[2]:
+        return [[k] for k in range(source.shape[2])]
+    reach = max(1.0, index[2, 2]) / 2.0 + 1e-6
+    places = np.clip(index[2, 2] * np.arange(image.array.shape[3]) + index[2, 3], 0, source.shape[2] - 1)
+    return [np.flatnonzero(np.abs(np.arange(source.shape[2]) - place) <= reach).tolist() for place in places]
+
+
+def source_references(source: Source, headers: list[Any], image: Image) -> list[Dataset]:
+    """Of each slice of the source an item of Source Image Sequence (0008,2112), PS3.3 C.7.6.1.1.4; purpose from PS3.16 CID 7202.
 
     Raises:
         ValueError: a file without SOP Class or Instance UID.
@@ -200,13 +219,14 @@ def source_references(source: Source, headers: list[Any]) -> list[Dataset]:
             "expected SOP Class UID (0008,0016) and SOP Instance UID (0008,0018) in every file of the source, found a file without: a series made from it could not name it"
         )
     frames: Sequence[int | None] = source.frames or (None,) * len(headers)
+    preserved = "YES" if source_index(source, image) is None else "NO"
     return [
         make_dataset(
             {
                 "ReferencedSOPClassUID": header.SOPClassUID,
                 "ReferencedSOPInstanceUID": header.SOPInstanceUID,
                 **({} if frame is None else {"ReferencedFrameNumber": frame + 1}),
-                "SpatialLocationsPreserved": "YES",
+                "SpatialLocationsPreserved": preserved,
                 "PurposeOfReferenceCodeSequence": [
                     code("121322", "DCM", "Source image for image processing operation")
                 ],
@@ -238,7 +258,8 @@ def frame_module(source: Source, header: Any) -> dict[str, Any]:
 def series_module(source: Source, header: Any, image: Image, derivation: Derivation, storage: UID) -> dict[str, Any]:
     """General Series and Equipment (PS3.3 C.7.3.1, C.7.5.1); its UID depends on source, derivation, voxels and class alone."""
     content = hashlib.sha256(np.ascontiguousarray(image.array).tobytes()).hexdigest()
-    parts = (source.series, source.instances, source.frames, asdict(derivation), image.modality, storage, content)
+    grid = (image.array.shape, image.affine.round(6).tolist())
+    parts = (source.series, source.instances, source.frames, asdict(derivation), image.modality, storage, content, grid)
     described = f"SYNTHETIC {image.modality} {derivation.what} of {header.get('SeriesDescription') or 'series'}"
     return {
         "SeriesInstanceUID": make_uid("derived series", json.dumps(parts)),
@@ -277,10 +298,10 @@ def mark_module(source: Source, image: Image, derivation: Derivation, scale: str
 
 def _place_module(source: Source, header: Any, image: Image, k: int, storage: UID) -> dict[str, Any]:
     """Image Plane (PS3.3 C.7.6.2) of slice k."""
-    if source.frames:
-        return plane_module(image.affine, k)
-    i, j, distance = image.spacing
     tilt = ("GantryDetectorTilt",) if source.modality == "CT" and storage == CTImageStorage else ()
+    if source.frames or source_index(source, image) is not None:
+        return plane_module(image.affine, k) | _copied(header, ("PositionReferenceIndicator", *tilt))
+    i, j, distance = image.spacing
     return {
         "PixelSpacing": [decimal(j), decimal(i)],
         "SliceThickness": decimal(distance),

@@ -15,7 +15,7 @@ from pydicom.uid import MRImageStorage, ParametricMapStorage
 
 from ..image import Image
 from ..runtime import write_atomic
-from .dicom_derived import mark_module, person_module, series_module, slice_headers, source_references
+from .dicom_derived import mark_module, person_module, series_module, slice_headers, slices_behind, source_references
 from .dicom_write import STUDY_DATE, STUDY_TIME, clean, make_dataset, make_uid, plane_module
 from .source import Source, quiet
 from .write import with_suffix
@@ -32,7 +32,7 @@ UNITS = {
 
 
 def write(source: Source, image: Image, out: Path, derivation: Derivation, meaning: str) -> list[Path]:
-    """Write `out`.dcm: float32 values as they are, one frame a slice, each naming the source's instance of that slice.
+    """Write `out`.dcm: float32 values as they are, one frame a slice, each naming the source's instances of that slice.
 
     Patient, study and frame of reference are the source's, series and instance are new. Equal inputs give equal bytes:
     the times that the class demands are those of the study.
@@ -52,12 +52,12 @@ def write(source: Source, image: Image, out: Path, derivation: Derivation, meani
         raise ValueError(f"expected units of {tuple(UNITS)} in a Parametric Map, got {image.units!r}")
     with quiet():
         headers = slice_headers(source)
-        references = source_references(source, headers)
+        references = source_references(source, headers, image)
         person = person_module(source, headers[0])
         series = series_module(source, headers[0], image, derivation, ParametricMapStorage)
         planes = _planes(source, image, person)
         dataset = _parametric_map(planes, image, series, derivation, meaning)
-        _name_sources(dataset, planes, references)
+        _name_sources(dataset, planes, slices_behind(source, image), references)
         _without_clock_and_chance(dataset, person)
         side = {"ImageLaterality": series["ImageLaterality"]}
         for keyword, value in (side | mark_module(source, image, derivation, "")).items():
@@ -126,14 +126,14 @@ def _parametric_map(
     )
 
 
-def _name_sources(dataset: Any, planes: list[Dataset], references: list[Dataset]) -> None:
-    """Each frame names its slice, with the frame's number where the source has frames; the whole names each file once.
+def _name_sources(dataset: Any, planes: list[Dataset], behind: list[list[int]], references: list[Dataset]) -> None:
+    """Each frame names its slices, with the frame's number where the source has frames; the whole names each file once.
 
     highdicom sorts the frames, so they are found by their positions.
     """
-    at = {_position(plane): item for plane, item in zip(planes, references)}
+    at = {_position(plane): [references[z] for z in near] for plane, near in zip(planes, behind)}
     for frame in dataset.PerFrameFunctionalGroupsSequence:
-        frame.DerivationImageSequence[0].SourceImageSequence = [at[_position(frame.PlanePositionSequence[0])]]
+        frame.DerivationImageSequence[0].SourceImageSequence = at[_position(frame.PlanePositionSequence[0])]
     files = {item.ReferencedSOPInstanceUID: item.ReferencedSOPClassUID for item in references}
     whole = [
         make_dataset({"ReferencedSOPClassUID": kind, "ReferencedSOPInstanceUID": uid}) for uid, kind in files.items()

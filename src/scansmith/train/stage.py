@@ -20,7 +20,7 @@ from ..dataset import Dataset, Level
 from ..pairings import PAIRINGS, Pairing
 from ..preprocess import Grid
 from ..runtime import Progress, choose_device, derive_seed, write_json
-from . import checkpoint, loop, memory, pairs, watch
+from . import checkpoint, loop, memory, pairs, unpaired, watch
 from . import kinds as hidden
 from .feed import Feed, Images
 from .objective import Objective, Task
@@ -146,8 +146,6 @@ def run_training(
             memory.refuse_if_too_large(recipe, task, grid, group.device, group.size)
         learned: Feed
         if other:
-            from . import unpaired
-
             learned = unpaired.gather(data, other, recipe, grid.shape)
         elif pairing:
             learned = pairs.gather(pairing, recipe, grid.shape)
@@ -285,8 +283,6 @@ def translation_of(data: Dataset, pairing: Pairing | None, other: Dataset | None
         count = enough(data, len(pairing.rows("train")))
         return Task(pairing.in_channels, size, 0, count, made=pairing.out_channels, residual=pairing.residual)
     assert other
-    from . import unpaired
-
     enough(other, len(other.rows("train")))
     return Task(unpaired.channels(data), size, 0, enough(data, len(data.rows("train"))), made=other.shape[0])
 
