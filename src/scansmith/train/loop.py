@@ -79,7 +79,8 @@ def fit(
             batch = data.draw(recipe, step, group, now)
 
             # update the players in turns
-            for name in moving(objective, recipe, step):
+            resting = objective.resting(batch)
+            for name in (name for name in moving(objective, recipe, step) if name not in resting):
                 means.add(update(name, batch, objective, optimizers[name], recipe, now, group, watchman))
 
             # average the weights

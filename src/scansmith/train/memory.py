@@ -71,7 +71,8 @@ def some_batch(recipe: Recipe, count: int, task: Task, grid: Grid) -> Batch:
     batch = Batch(images, numbers, numbers, z, 1.0, max(recipe.augment, 0.1), torch.Generator())
     if not task.made:
         return batch
-    return replace(batch, target=torch.empty(count, task.made, *grid.shape), weight=torch.ones(count, 1, *grid.shape))
+    target, weight = torch.empty(count, task.made, *grid.shape), torch.ones(count, 1, *grid.shape)
+    return replace(batch, target=target, weight=weight, adversary=recipe.adversary)
 
 
 def one_step(objective: nn.Module, batch: Batch, precision: str) -> None:
@@ -92,8 +93,8 @@ def at_tick(objective: nn.Module, recipe: Recipe, task: Task, grid: Grid) -> Non
     scored = some_batch(recipe, watch.SCORED, task, grid)
     with torch.no_grad():
         objective.used(made)  # type: ignore[operator]
-        if "discriminator" in objective.players:  # type: ignore[operator]
-            objective.get_submodule("discriminator")(scored.images, scored.classes)
+        if objective.judge is not None:
+            objective.judge(scored.images, scored.classes)  # type: ignore[operator]
 
 
 class Counted(TorchDispatchMode):

@@ -60,6 +60,7 @@ class Batch:
         generator_moves: whether G learns in this step too.
         target: (B, C', *spatial) what the images are to be translated to, or None.
         weight: (B, 1, *spatial) how much each voxel counts, or None.
+        adversary: weight of the judge of a translation.
     """
 
     images: Tensor
@@ -74,6 +75,7 @@ class Batch:
     generator_moves: bool = True
     target: Tensor | None = None
     weight: Tensor | None = None
+    adversary: float = 0.0
 
     def positions(self, sets: int) -> Tensor:
         """Where the images of `sets` batches, one after the other, lie among those of all processes."""
@@ -100,6 +102,10 @@ class Objective(nn.Module):
     def judge(self) -> nn.Module | None:
         """The discriminator, whose scores tell how much it has learned by heart; None without one."""
         return None
+
+    def resting(self, batch: Batch) -> Sequence[str]:
+        """Players that do not move at this batch."""
+        return ()
 
     def used(self, batch: Batch) -> Tensor:
         """What the model makes at a tick, of as many as the batch has."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import conformal, inference
+from ..dataset import Dataset
 from ..pairings import Pairing, Part
 from ..pairings.base import AIR
 from ..runtime import derive_seed
@@ -22,7 +23,7 @@ from . import watch
 from .feed import epochs
 from .objective import Batch, Objective
 from .parallel import Group
-from .recipes import Recipe, Values
+from .recipes import ADVERSARY, Recipe, Values
 
 OUTSIDE = 0.1  # weight of the others: air must be learned, too
 TRIES = 4  # corners that are drawn until a patch is worth learning from
@@ -30,9 +31,14 @@ TRIES = 4  # corners that are drawn until a patch is worth learning from
 GAIN, BEND = 0.1, 0.3
 # Half of the pairs are turned and magnified or reduced by so much at most: few patients lie in few ways.
 TURNED, ANGLE, SIZE = 0.5, math.radians(12.0), 0.12
-MOST_TICKED = {2: 24, 3: 3}  # images or volumes that are translated at a tick
+# Images or volumes that are translated at a tick, within `WATCHED` of the run's time, at most and at least. Translating a voxel
+# without gradients takes a third of learning from it, and windows that overlap by half see each 2**n times.
+MOST_TICKED = {2: 24, 3: 3}
+LEAST_TICKED = {2: 4, 3: 1}
+WATCHED, FORWARD = 0.04, 1 / 3
 LINE_IMAGES, LINE_VOXELS = 64, 4096  # that the straight line is fitted to
 CALIBRATED_VOXELS = 2**20  # of a patient
+APART = 0.25  # share of pairs that lie more than a voxel apart, above which that is learned, too
 SHOWN = 8  # images in a sheet
 TYPICAL = 64  # patches that batch norm's statistics are taken from
 
@@ -82,7 +88,7 @@ class Pairs:
         return Batch(
             images.to(group.device), None, None, torch.zeros(len(images), 1), 0.0, 0.0, torch.Generator(),
             whole=recipe.batch if group.size > 1 else None, part=part,
-            target=target.to(group.device), weight=weight.to(group.device),
+            target=target.to(group.device), weight=weight.to(group.device), adversary=now.adversary,
         )  # fmt: skip
 
     def cut(self, row: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -142,39 +148,38 @@ class Pairs:
         """A tick: the averaged model's error on whole images beside that of the straight line, and a sheet of them."""
         began = time.monotonic()
         objective.settle(average, *self.typical(recipe, device))
-        found = [self.errors(average, int(row), device) for row in self.seen]
+        shown, found, tiles = set(self.seen[:: max(1, len(self.seen) // SHOWN)][:SHOWN].tolist()), [], []
+        for row in self.seen.tolist():
+            source, target = self.pairing.source(row), self.pairing.target(row)
+            middle = inference.translate(average, source, self.patch, device)[0]
+            found.append(self.errors(row, source, target, middle))
+            tiles += self.tiles(source, target, middle) if row in shown else []
+        watch.save_sheet(run / "samples" / f"{images:09d}.png", np.stack(tiles)[:, None], columns=4)
         patients = self.pairing.data.columns["patient"][self.seen]
-        each = [
-            np.mean([one for one, own in zip(found, patients) if own == patient], axis=0)
-            for patient in dict.fromkeys(patients)
-        ]
-        own, line, physical = np.array(each).T
+        each = [np.mean(np.array(found)[patients == patient], axis=0) for patient in dict.fromkeys(patients)]
+        own, line, physical, sharp = np.array(each).T
         ratios = own / np.maximum(line, 1e-9)
-        watch.save_sheet(run / "samples" / f"{images:09d}.png", self.sheet(average, device), columns=4)
+        # With a judge of texture the least error is not what is wished: the last weights are kept.
+        reference = "none" if recipe.adversary else self.reference
         return {
             "score": round(float(ratios.mean()), 5), "score_error": round(float(ratios.std() / np.sqrt(len(ratios))), 5),
             "quality": round(float(ratios.mean()), 4), "diversity": None, "error": round(float(physical.mean()), 4),
-            "reference": self.reference, "watch_s": round(time.monotonic() - began, 3),
+            "sharpness": round(float(sharp.mean()), 3), "reference": reference, "watch_s": round(time.monotonic() - began, 3),
         }  # fmt: skip
 
-    def errors(self, network: nn.Module, row: int, device: torch.device) -> tuple[float, float, float]:
-        """One image: the network's error and the simple method's, encoded, and the network's in the target's units."""
+    def errors(
+        self, row: int, source: np.ndarray, target: np.ndarray, middle: np.ndarray
+    ) -> tuple[float, float, float, float]:
+        """One image: the network's error and the simple method's, encoded, the network's in the target's units, and its `sharpness`."""
         pairing = self.pairing
-        source, target = pairing.source(row), pairing.target(row)
         inside = pairing.body(source, target)
-        middle = inference.translate(network, source, self.patch, device)[0]
         own, simple = (pairing.error(made, target, inside) for made in (middle, pairing.simple(self.line, source)))
-        return own, simple, pairing.in_units(own, row)
+        return own, simple, pairing.in_units(own, row), sharpness(middle, target, inside)
 
-    def sheet(self, network: nn.Module, device: torch.device) -> np.ndarray:
-        """Source, output, target and absolute difference of some images, four after each other, (n, 1, H, W) or volumes."""
-        pairing, tiles = self.pairing, []
-        for row in self.seen[:: max(1, len(self.seen) // SHOWN)][:SHOWN]:
-            source, target = pairing.source(int(row)), pairing.target(int(row))
-            made = inference.translate(network, source, self.patch, device)[0]
-            shown = [pairing.picture(made), pairing.picture(target)]
-            tiles += [pairing.view(source), *shown, np.abs(shown[0] - shown[1]) - 1.0]
-        return np.stack(tiles)[:, None]
+    def tiles(self, source: np.ndarray, target: np.ndarray, middle: np.ndarray) -> list[np.ndarray]:
+        """Source, output, target and absolute difference, each (*spatial)."""
+        shown = [self.pairing.picture(middle), self.pairing.picture(target)]
+        return [self.pairing.view(source), *shown, np.abs(shown[0] - shown[1]) - 1.0]
 
     def words(self, row: dict[str, Any], health: str) -> str:
         """What the progress bar says of a tick."""
@@ -265,6 +270,44 @@ def resampled(images: Tensor, maps: Tensor, fill: float) -> Tensor:
     return images
 
 
+def sharpness(made: np.ndarray, target: np.ndarray, inside: np.ndarray) -> float:
+    """Mean difference between neighbours in the body (*spatial) of an image (C', *spatial) over that of another; below 1 is blur."""
+    sums = np.zeros(2)
+    for axis in range(inside.ndim):
+        both = np.diff(inside.astype(np.int8), axis=axis) == 0
+        both &= inside[(*(slice(None),) * axis, slice(1, None))]
+        sums += [float(np.abs(np.diff(one, axis=axis + 1))[:, both].sum()) for one in (made, target)]
+    return float(sums[0] / max(sums[1], 1e-9))
+
+
+def apart(data: Dataset) -> bool:
+    """Whether many scans were found to lie more than a voxel away from those that they are paired with."""
+    found = data.info.get("pairs") or {}
+    return bool(found.get("far", 0) > APART * max(1, found.get("estimated", 0)))
+
+
+def price(ticks: Sequence[dict[str, Any]], recipe: Recipe, units: str) -> dict[str, Any]:
+    """What the judge of a translation cost and brought, from the ticks of a run: just before it came on, and at the end.
+
+    The rest of the run would have made regression better still, so that the price is more than this rather than less.
+
+    Returns:
+        {"error": [before, after], "sharpness": [before, after], "words"}.
+    """
+    before = [row for row in ticks if row["images"] <= ADVERSARY[0] * recipe.images] or ticks[:1]
+    errors, sharp = ([before[-1][name], ticks[-1][name]] for name in ("error", "sharpness"))
+    words = f"the price of realism: error {errors[0]:.3g} {units} before the judge of texture came on, {errors[1]:.3g} {units} at the end ({errors[1] / max(errors[0], 1e-9) - 1.0:+.0%}); sharpness {sharp[0]:.0%} of the references' before, {sharp[1]:.0%} at the end"
+    return {"error": errors, "sharpness": sharp, "words": words}
+
+
+def ticked(recipe: Recipe, patch: Sequence[int], image: Sequence[int]) -> int:
+    """How many images or volumes of such sides a tick may translate."""
+    dimensions = len(patch)
+    granted = WATCHED * recipe.images / max(1, recipe.ticks) * math.prod(patch)
+    count = granted / (FORWARD * math.prod(image) * (2.0**dimensions if dimensions == 3 else 1.0))
+    return int(min(MOST_TICKED[dimensions], max(LEAST_TICKED[dimensions], count)))
+
+
 def fitted_line(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
     """(intercept, slope) of the least-squares line through (n,) values of sources and targets."""
     x, y = (np.concatenate(side).astype(np.float64) for side in zip(*pairs))
@@ -278,7 +321,7 @@ def gather(pairing: Pairing, recipe: Recipe, patch: Sequence[int]) -> Pairs:
     """Training pairs, the straight line through them, and the rows that ticks look at; the holdout is not touched."""
     rows, validation = pairing.rows("train"), pairing.rows("validation")
     reference = validation if len(validation) else rows
-    most = MOST_TICKED[len(patch)]
+    most = ticked(recipe, patch, pairing.data.shape[1:])
     seen = reference[np.unique(np.linspace(0, len(reference) - 1, min(most, len(reference))).astype(int))]
     random = np.random.default_rng(derive_seed(recipe.seed, "line"))
     drawn = []

@@ -17,7 +17,7 @@ from .feed import Images
 from .objective import Batch, Task
 from .objectives import OBJECTIVES
 from .parallel import Group
-from .recipes import SIZES, Recipe, Values, augmentation_strength, penalty_weight, resized, schedule
+from .recipes import ADVERSARY, SIZES, Recipe, Values, augmentation_strength, penalty_weight, resized, schedule
 from .watchman import Watchman
 
 SIDES = {2: (32, 64, 128, 256, 512), 3: (16, 24, 32, 48, 64, 96, 128, 192)}
@@ -54,8 +54,13 @@ PAIRS_AUGMENTED = (
 # Objective -> what is augmented, and what is to be expected, where that is not said in figures.
 AUGMENTED = {
     "autoencoding": "no discriminator: nothing is augmented",
-    "translation": f"regression, no discriminator; {PAIRS_AUGMENTED}",
+    "translation": f"regression; {PAIRS_AUGMENTED}",
     "segmentation": PAIRS_AUGMENTED,
+}
+# Field of a recipe -> who helps a translation to learn.
+HELPERS = {
+    "adversary": f"a discriminator judges texture from {ADVERSARY[0]:.0%} of the run on: sharper, at a price in error that is printed at the end",
+    "registered": "many pairs lie more than a voxel apart: a small network learns by how much, so that the translation need not blur",
 }
 FORESEEN = {
     "translation": "the log says the error on validation patients beside that of a straight line from source to target",
@@ -100,7 +105,9 @@ class Probe:
             f"{penalty_words(recipe)}; augmentation up to {recipe.augment:.2f} for {recipe.train_images:,} training images"
         )
         length = f"{recipe.images:,} images shown ({times:.0f} times each of {recipe.train_images:,}), about {recipe.images / self.recipe.batch * self.step_s / 60:.1f} min at {self.recipe.batch / self.step_s:.0f} images/s"
-        return recipe, [*self.reasons, augmented, length, expectation(recipe, self.classes, self.dimensions)]
+        words = [said for wish, said in HELPERS.items() if getattr(recipe, wish)]
+        expected = expectation(recipe, self.classes, self.dimensions)
+        return recipe, [*self.reasons, augmented, *words, length, expected]
 
 
 def watching(images: int, most: int) -> tuple[int, int]:

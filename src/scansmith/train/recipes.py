@@ -17,7 +17,7 @@ class Recipe:
         task: "make", what a translator learns (a key of `PAIRINGS`), or "unpaired".
         loss: key of `losses.LOSSES`.
         penalty: of D's gradient: "r1r2", "interpolated" (towards 1, between real and fake) or "none".
-        generator, discriminator: keys of `GENERATORS` and `DISCRIMINATORS`.
+        generator, discriminator: keys of `GENERATORS` or `TRANSLATORS` and of `DISCRIMINATORS`; the judge of a translation is "patch".
         size: "tiny", "small", "base" or "large" (chosen); decides the networks and their width, see `SIZES`.
         width: channels at the finest level (strided), or row of the table of widths (residual).
         latent: length of z.
@@ -31,6 +31,8 @@ class Recipe:
         beta1: Adam's first decay.
         beta2, beta2_end: Adam's second decay.
         gamma, gamma_end: weight of the penalty; below 0 chosen: .0025 * side^2 / 3 per channel, to a tenth.
+        adversary: weight of the judge of a translation, which comes on once regression has found the anatomy; 0 is none.
+        registered: whether what pairs are apart is learned beside the translation (chosen, from the dataset).
         kl_weight: of the Kullback-Leibler term of a variational autoencoder; 0 is a plain one.
         burn_in: fraction of the run over which the cosines run; after it all is constant.
         augment: final probability of each augmentation, reached at the burn-in's end; below 0 chosen from the number of images.
@@ -65,6 +67,8 @@ class Recipe:
     beta2_end: float = 0.99
     gamma: float = -1.0
     gamma_end: float = -1.0
+    adversary: float = 0.0
+    registered: bool = False
     kl_weight: float = 1.0
     burn_in: float = 1.0
     augment: float = -1.0
@@ -143,6 +147,17 @@ RECIPES: dict[str, Recipe] = {
     # Regression, no adversary: scansmith train DATASET RUN where scans are paired.
     "fidelity": Recipe(
         "fidelity", "translation", "paired", generator="unet", discriminator="", **_ENCODED | {"batch": 8}
+    ),
+    # The same, with a judge of texture from the middle of the run on; what that costs is measured.
+    "realism": Recipe(
+        "realism",
+        "translation",
+        "paired",
+        generator="unet",
+        discriminator="patch",
+        adversary=0.01,
+        loss="least_squares",
+        **_ENCODED | {"batch": 8},
     ),
     # Image to label map: scansmith train DATASET RUN --task segment where scans have masks.
     "segment": Recipe(
@@ -233,6 +248,9 @@ def augmentation_strength(train_images: int) -> float:
     return min(0.8, max(0.0, 0.8 - 0.25 * math.log10(max(train_images, 1) / 100.0)))
 
 
+ADVERSARY = (0.5, 0.7)  # shares of a run between which the weight of a translation's judge rises
+
+
 @dataclass(frozen=True)
 class Values:
     """What the schedules say at one moment."""
@@ -242,6 +260,7 @@ class Values:
     gamma: float
     augment: float
     ema_decay: float
+    adversary: float = 0.0
 
 
 def schedule(recipe: Recipe, images: int) -> Values:
@@ -252,6 +271,7 @@ def schedule(recipe: Recipe, images: int) -> Values:
     def between(first: float, last: float) -> float:
         return last + (first - last) * start
 
+    onset, full = ADVERSARY
     half_life = min(recipe.ema_fraction * images, recipe.ema_cap)
     return Values(
         learning_rate=between(recipe.learning_rate, recipe.learning_rate_end),
@@ -259,4 +279,5 @@ def schedule(recipe: Recipe, images: int) -> Values:
         gamma=between(recipe.gamma, recipe.gamma_end),
         augment=between(0.0, recipe.augment),
         ema_decay=0.5 ** (recipe.batch / half_life) if half_life > 0 else 0.0,
+        adversary=recipe.adversary * min(1.0, max(0.0, (images / recipe.images - onset) / (full - onset))),
     )

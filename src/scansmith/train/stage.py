@@ -130,6 +130,7 @@ def run_training(
         data = Dataset.open(dataset)
         base, other = wish.base(data), Dataset.open(wish.to) if wish.to else None
         pairing = pairings.pairing(base.task, data) if base.task in PAIRINGS else None
+        base = replace(base, registered=base.registered or (pairing is not None and pairs.apart(data)))
         request = wish.to_json(base, data, other)
         earlier, begins = started_before(run, request, group)
         if earlier and (run / "result.json").is_file() and (model_folder / "config.json").is_file():
@@ -224,9 +225,15 @@ def finish(
     the tensors filled, and what no other program could have had. The probe is part of the process.
     """
     config = configuration(data, recipe, grid, objective, outcome) | learned.says(best, device)
+    log = checkpoint.read_log(run / "log.jsonl")
+    if recipe.adversary:
+        ticks = [row for row in log if row["kind"] == "tick"]
+        config["translation"]["price"] = pairs.price(ticks, recipe, config["intensity"]["units"])
+        outcome = {**outcome, "price": config["translation"]["price"]["words"]}
+        print(outcome["price"], file=sys.stderr, flush=True)
     made = model.save(model_folder, best, config)
     objective.leave(best, data, grid, run, device)
-    acts = [row for row in checkpoint.read_log(run / "log.jsonl") if row["kind"] == "act"]
+    acts = [row for row in log if row["kind"] == "act"]
     result = {
         "hash": made.hash,
         **outcome,
@@ -280,22 +287,23 @@ def translation_of(data: Dataset, pairing: Pairing | None, other: Dataset | None
     """
     size = data.shape[1:]
     if pairing:
-        count = enough(data, len(pairing.rows("train")))
+        count = enough(data, len(pairing.rows("train")), fewest=1)
         return Task(pairing.in_channels, size, 0, count, made=pairing.out_channels, residual=pairing.residual)
     assert other
-    enough(other, len(other.rows("train")))
-    return Task(unpaired.channels(data), size, 0, enough(data, len(data.rows("train"))), made=other.shape[0])
+    enough(other, len(other.rows("train")), fewest=1)
+    count = enough(data, len(data.rows("train")), fewest=1)
+    return Task(unpaired.channels(data), size, 0, count, made=other.shape[0])
 
 
-def enough(data: Dataset, count: int) -> int:
-    """The number of training images.
+def enough(data: Dataset, count: int, fewest: int = FEWEST_TRAINING) -> int:
+    """The number of training images; a translation learns from patches, of which one volume has many.
 
     Raises:
         ValueError: too few.
     """
-    if count < FEWEST_TRAINING:
+    if count < fewest:
         raise ValueError(
-            f"expected at least {FEWEST_TRAINING} training images in {data.root}, found {count}: add scans and prepare again"
+            f"expected at least {fewest} training images in {data.root}, found {count}: add scans and prepare again"
         )
     return count
 
@@ -343,7 +351,9 @@ def configuration(
 ) -> dict[str, Any]:
     """`config.json` of the model folder."""
     spacing = data.info["spacing"]
-    scale = [stored / box for stored, box in zip(data.shape[1:], grid.box)]
+    # The grid of a translation is a patch at stored resolution, any other holds the whole image.
+    held = grid.box if recipe.task == "make" else data.shape[1:]
+    scale = [stored / box for stored, box in zip(data.shape[1:], held)]
     rows = training_rows(data)
     window = {name: float(np.median(data.columns[name][rows])) for name in ("low", "high")}
     return {

@@ -16,7 +16,7 @@ import numpy as np
 
 from .recipes import Recipe, Values, penalty_weight
 
-# Data. Below the first number no generator can do more than copy; below the second a run is warned.
+# Data. Below the first number nothing that makes images from noise can do more than copy; below the second a run is warned.
 FEWEST_IMAGES, FEW_IMAGES = 16, 50
 
 # The loss of a D that gives every image the same score. A D whose loss, its penalty included, stays above it is worse than
@@ -143,7 +143,7 @@ class Watchman:
         Args:
             class_counts: training images of every label that the dataset lists; [] without labels.
         """
-        if train_images < FEWEST_IMAGES:
+        if self.recipe.task == "make" and train_images < FEWEST_IMAGES:
             few = f"{train_images} training images are too few: a generator could only copy them. Add scans ({FEW_IMAGES} or more); with {FEWEST_IMAGES} and more a start --from another model helps"
             return [Act("few_images", "end", few)]
         if sum(count > 0 for count in class_counts) == 1:
