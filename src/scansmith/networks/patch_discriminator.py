@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,9 +27,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         convolution = CONVOLUTIONS[dimensions]
         widths = [channels, *(width * min(WIDEST, 2**level) for level in range(DOUBLINGS))]
-        self.downs = nn.ModuleList(
-            convolution(a, b, 4, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.downs = nn.ModuleList(convolution(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
         self.last = convolution(widths[-1], widths[-1], 3, padding=1)
         self.end = convolution(widths[-1], 1, 3, padding=1)
 
@@ -36,4 +36,5 @@ class PatchDiscriminator(nn.Module):
             x = layer(x)
             x = F.leaky_relu(x if number == 0 else F.instance_norm(x), SLOPE)
         with torch.autocast(x.device.type, enabled=False):
-            return self.end(x.float())  # type: ignore[no-any-return]
+            scores: Tensor = self.end(x.float())
+        return scores

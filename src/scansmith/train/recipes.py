@@ -6,6 +6,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+# Shares of a run between which the weight of a translation's judge rises. Regression has gone through its schedule by then, so that
+# what is lost afterwards is the judge's price.
+ADVERSARY = (0.6, 0.7)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -148,7 +152,7 @@ RECIPES: dict[str, Recipe] = {
     "fidelity": Recipe(
         "fidelity", "translation", "paired", generator="unet", discriminator="", **_ENCODED | {"batch": 8}
     ),
-    # The same, with a judge of texture from the middle of the run on; what that costs is measured.
+    # The same, with a judge of texture once regression is done; what that costs is measured.
     "realism": Recipe(
         "realism",
         "translation",
@@ -156,6 +160,7 @@ RECIPES: dict[str, Recipe] = {
         generator="unet",
         discriminator="patch",
         adversary=0.01,
+        burn_in=ADVERSARY[0],
         loss="least_squares",
         **_ENCODED | {"batch": 8},
     ),
@@ -246,9 +251,6 @@ def penalty_weight(side: int, channels: int) -> float:
 def augmentation_strength(train_images: int) -> float:
     """Final augmentation probability: .8 at 100 images or fewer, .55 at 1,000, .3 at 10,000, 0 from 160,000 on."""
     return min(0.8, max(0.0, 0.8 - 0.25 * math.log10(max(train_images, 1) / 100.0)))
-
-
-ADVERSARY = (0.5, 0.7)  # shares of a run between which the weight of a translation's judge rises
 
 
 @dataclass(frozen=True)
