@@ -46,6 +46,15 @@ def spectrum(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return power.mean(axis=0), np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None, :]
 
 
+def leaked_to_zero() -> float:
+    """What the window of `spectrum` shows at frequency zero of power |f|, beside what it shows of power 1."""
+    window = np.zeros((240, 240))
+    window[:24, :24] = np.outer(np.hanning(24), np.hanning(24))
+    seen = np.abs(np.fft.fft2(window)) ** 2
+    frequency = np.fft.fftfreq(240)
+    return float((seen * np.hypot(frequency[:, None], frequency)).sum() / seen.sum())
+
+
 # ------------------------------------------------------------------------------------------------ noise of CT
 
 SIDE, SPACING, DOSE, MANY = 64, 5.0, 0.25, 1.0e6
@@ -92,10 +101,11 @@ def test_ct_noise_has_the_variance_of_an_exact_simulation_everywhere_in_the_body
     assert np.percentile(exact[inside], 95) > 2 * np.percentile(exact[inside], 5)  # and it is far from constant
 
 
-def test_ct_noise_has_mean_zero(modelled):
+def test_ct_noise_has_mean_zero_everywhere_and_hardly_shifts_a_slice(simulated, modelled):
     error = modelled.std(axis=0) / math.sqrt(len(modelled))
     assert np.abs(modelled.mean(axis=0) / error).max() < 5
-    assert np.abs(modelled.mean(axis=(1, 2))).max() < 0.02 * modelled.std()
+    exact, ours = (images.mean(axis=(1, 2)).std() / images.std() for images in (simulated, modelled))
+    assert ours < 0.02 and ours < 3 * exact
 
 
 def test_ct_noise_has_the_power_spectrum_of_an_exact_simulation_that_rises_like_the_ramp_from_zero(simulated, modelled):
@@ -109,7 +119,7 @@ def test_ct_noise_has_the_power_spectrum_of_an_exact_simulation_that_rises_like_
     ramp, _, _ = spectrum(flat)
     levels = [ramp[ring].mean() / radius[ring].mean() for ring in rings]
     assert max(levels) < 1.2 * min(levels)
-    assert ramp[0, 0] < 0.2 * ramp[rings[0]].mean() < 0.1 * ramp[rings[-1]].mean()
+    assert ramp[0, 0] < 1.2 * leaked_to_zero() * levels[0]
 
 
 def test_streaks_run_along_the_thick_axis_as_in_an_exact_simulation(simulated, modelled):
@@ -256,8 +266,10 @@ def test_a_constant_stays_and_a_ramp_stays_inside(profile, factor):
     inner = (positions > 1.5 * factor) & (positions < 29 - 1.5 * factor)
     assert inner.sum() >= 2
     assert thickened(ramp(30), factor, profile)[0, inner, 0, 0] == pytest.approx(positions[inner], abs=2e-3)
+    first, last = positions[inner][[0, -1]]
+    between = np.arange(math.ceil(first), math.floor(last) + 1)
     fine = refined(thickened(ramp(30), factor, profile), 30, factor, "linear")[0, :, 0, 0]
-    assert fine[8:22] == pytest.approx(np.arange(8, 22), abs=2e-2)
+    assert len(between) >= 5 and fine[between] == pytest.approx(between, abs=2e-3)
 
 
 @pytest.mark.parametrize("method", degradations.INTERPOLATIONS)
@@ -291,7 +303,10 @@ def test_an_impulse_has_the_profile(factor):
     middle = thick_depth(depth, factor) // 2
     away = np.arange(depth) - slice_positions(depth, factor)[middle]
     overlap = np.clip(factor / 2 + 0.5 - np.abs(away), 0, 1) / factor
-    assert seen["box"][:, middle] == pytest.approx(overlap, abs=1e-6)
+    tilt = 0.0 if float(factor).is_integer() else 0.04  # that keeps the middle where a box cuts slices
+    assert seen["box"][:, middle] == pytest.approx(overlap, abs=1e-6, rel=tilt)
+    for profile in seen:
+        assert (seen[profile][:, middle] * away).sum() == pytest.approx(0, abs=1e-5)
     weights = seen["gaussian"][:, middle]
     variance = (weights * away**2).sum()
     # With thin slices whose own width is 1, a full width at half maximum of `factor`.

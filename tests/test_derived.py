@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, MRImageStorage, ParametricMapStorage
 
 from scansmith import formats
+from scansmith.degradations import regridded_affine
 from scansmith.formats import Derivation, Marking, discover, read, write_derived, write_parametric_map
 from scansmith.image import Image
 
@@ -303,8 +304,10 @@ def test_bounds_in_hounsfield_units_keep_their_fractions_in_a_parametric_map(tmp
 @pytest.mark.parametrize("units", ["HU", "ratio", "a.u."])
 def test_a_parametric_map_validates(tmp_path, units):
     source = dicom_source(tmp_path / "mr")
-    derivation = replace(DERIVATION, what="lower bound (5 %)")
-    files = write_parametric_map(source, replace(ct_like(source), units=units), tmp_path / "map", derivation, "what")
+    derivation, image = replace(DERIVATION, what="lower bound (5 %)"), ct_like(source)
+    extent = np.float32(np.ptp(image.array) if units == "ratio" else 1.0)  # a window narrower than 1, too
+    image = replace(image, array=image.array / extent, units=units)
+    files = write_parametric_map(source, image, tmp_path / "map", derivation, "what")
     # QUANTITY is a term of PS3.3 C.8.16.2.1.4.1 that dciodvfy does not list for this class.
     assert {line for line in complaints(files) if "<QUANTITY>" not in line} == {"ParametricMap"}
 
@@ -472,6 +475,195 @@ def test_equal_inputs_give_equal_bytes_and_others_another_series(tmp_path, forma
         }
         uids |= {pydicom.dcmread(path).SeriesInstanceUID for path in (first[0], maps[0])}
         assert len(uids) == 5
+
+
+# ------------------------------------------------------------------------------------------------ finer grids
+
+# Old voxels in a new one along I, J and K, and the new shape, of sources of shape 7 x 5 x 4.
+GRIDS = {
+    "thinner slices": ((1, 1, 1 / 3), (7, 5, 12)),
+    "an uneven number": ((1, 1, 1 / 2.6), (7, 5, 10)),
+    "finer along all": ((0.5, 0.5, 0.4), (14, 10, 10)),
+    "thicker slices": ((1, 1, 2), (7, 5, 2)),
+}
+
+
+def on_grid(image: Image, grid: str) -> Image:
+    steps, shape = GRIDS[grid]
+    moved = image.affine
+    for axis, (step, new) in enumerate(zip(steps, shape)):
+        moved = regridded_affine(moved, image.array.shape[axis + 1], new, step, axis)
+    return replace(image, array=values(0, 900, np.int16, (1, *shape)), affine=moved)
+
+
+def itk_source(folder: Path, suffix: str, where: str) -> formats.Source:
+    lps = np.diag([-1.0, -1, 1]) @ AFFINES[where][:3, :3]
+    its = SimpleITK.GetImageFromArray(values(0, 900, np.int16, SHAPE[:0:-1]))
+    its.SetSpacing(np.linalg.norm(lps, axis=0).tolist())
+    its.SetDirection((lps / np.linalg.norm(lps, axis=0)).ravel().tolist())
+    its.SetOrigin((1 / 3, -123.456789, 1e-7))
+    SimpleITK.WriteImage(its, folder / f"a.{suffix}")
+    return one(folder / f"a.{suffix}")
+
+
+def flat_corners(image: Image) -> np.ndarray:
+    """Where the outer corners of the first and the last voxel lie."""
+    last = np.array(image.array.shape[1:]) - 0.5
+    return (image.affine @ np.array([[-0.5, -0.5, -0.5, 1], [*last, 1]]).T)[:3]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("where", ["oblique", "flipped"])
+@pytest.mark.parametrize("format", ["dicom", "nrrd", "mha"])
+def test_a_finer_scan_lies_over_its_source(tmp_path, format, where, grid):
+    source = dicom_source(tmp_path / "mr", where) if format == "dicom" else itk_source(tmp_path, format, where)
+    image = on_grid(read(source), grid)
+    write_derived(source, image, tmp_path / "new", DERIVATION)
+    back = read(one(tmp_path / ("new" if format == "dicom" else f"new.{format}")))
+    assert np.array_equal(back.array, image.array)
+    assert np.allclose(back.affine, image.affine, rtol=0, atol=1e-6 if format == "dicom" else 1e-12)
+    if grid != "an uneven number":
+        assert np.allclose(flat_corners(back), flat_corners(read(source)), atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("codes", [(2, 1), (0, 1), (2, 0), (0, 0)])
+def test_nifti_moves_both_forms_and_the_voxel_size_in_the_units_that_it_has(tmp_path, grid, codes):
+    source = nifti_source(tmp_path / "a.nii")
+    its = nibabel.load(tmp_path / "a.nii")
+    for form, code in zip(("sform_code", "qform_code"), codes):
+        its.header[form] = code
+    its.header.set_xyzt_units("micron", "sec")
+    its.header["slice_code"], its.header["slice_end"] = 1, 3
+    kept = its.header.copy()
+    nibabel.save(nibabel.Nifti1Image(np.asarray(its.dataobj.get_unscaled()), None, its.header), tmp_path / "b.nii")
+    source = one(tmp_path / "b.nii")
+    image = on_grid(read(source), grid)
+    (path,) = write_derived(source, image, tmp_path / "new", DERIVATION)
+    back, mine = read(one(path)), nibabel.load(path).header
+    assert np.allclose(back.affine, image.affine, rtol=1e-6, atol=1e-7) and np.array_equal(back.array, image.array)
+    steps, shape = GRIDS[grid]
+    index = np.diag([*steps, 1.0])
+    index[:3, 3] = [(old - 1) / 2 - step * (new - 1) / 2 for old, new, step in zip(SHAPE[1:], shape, steps)]
+    for form in ("get_sform", "get_qform"):
+        assert np.allclose(getattr(mine, form)(), getattr(kept, form)() @ index, rtol=1e-5, atol=1e-4)
+    assert np.allclose(mine["pixdim"][:4], kept["pixdim"][:4] * [1, *steps], rtol=1e-6)
+    for field in ("quatern_b", "quatern_c", "quatern_d", "sform_code", "qform_code", "xyzt_units"):
+        assert mine[field] == kept[field], field
+    assert mine["slice_code"] == mine["slice_end"] == 0
+
+
+def test_a_quaternion_that_is_none_does_not_stop_a_finer_nifti_whose_sform_counts(tmp_path):
+    source = nifti_source(tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[256:260] = np.float32(3.0).tobytes()  # quatern_b
+    (tmp_path / "a.nii").write_bytes(content)
+    source = one(tmp_path / "a.nii")
+    image = on_grid(read(source), "thinner slices")
+    (path,) = write_derived(source, image, tmp_path / "new", DERIVATION)
+    assert np.allclose(read(one(path)).affine, image.affine, atol=1e-4)
+
+
+def names_of(items: list[Dataset]) -> list[str]:
+    return [item.ReferencedSOPInstanceUID for item in items]
+
+
+def test_thinner_dicom_slices_have_their_thickness_numbers_and_the_slices_that_they_lie_in(tmp_path):
+    source = dicom_source(tmp_path / "mr")
+    image = on_grid(read(source), "thinner slices")
+    mine = [pydicom.dcmread(path) for path in write_derived(source, image, tmp_path / "new", DERIVATION)]
+    its = [pydicom.dcmread(path) for path in source.files]
+    for k, new in enumerate(mine):
+        assert float(new.SliceThickness) == pytest.approx(2.5 / 3) and "SliceLocation" not in new
+        assert names_of(new.SourceImageSequence) == [its[k // 3].SOPInstanceUID]
+        assert new.SourceImageSequence[0].SpatialLocationsPreserved == "NO"
+        assert new.PatientID == "4711" and new.FrameOfReferenceUID == its[0].FrameOfReferenceUID
+    # As the source's, they count down along K.
+    assert [int(new.InstanceNumber) for new in mine] == list(range(12, 0, -1))
+    assert len({new.SOPInstanceUID for new in mine}) == 12
+    even = replace(image, array=image.array[..., :8], affine=regridded_affine(read(source).affine, 4, 8, 0.5))
+    same = write_derived(source, even, tmp_path / "even", DERIVATION)
+    assert pydicom.dcmread(same[0]).SeriesInstanceUID != mine[0].SeriesInstanceUID
+
+
+def test_a_thicker_dicom_slice_names_all_that_it_covers_and_one_between_two_names_both(tmp_path):
+    source = dicom_source(tmp_path / "mr")
+    its = [pydicom.dcmread(path).SOPInstanceUID for path in source.files]
+    thick = write_derived(source, on_grid(read(source), "thicker slices"), tmp_path / "thick", DERIVATION)
+    assert [names_of(pydicom.dcmread(path).SourceImageSequence) for path in thick] == [its[:2], its[2:]]
+    middle = replace(read(source), array=values(0, 9, np.int16, (1, 7, 5, 7)))
+    middle = replace(middle, affine=regridded_affine(middle.affine, 4, 7, 0.5))
+    between = write_derived(source, middle, tmp_path / "between", DERIVATION)
+    named = [names_of(pydicom.dcmread(path).SourceImageSequence) for path in between]
+    assert named == [its[:1], its[:2], its[1:2], its[1:3], its[2:3], its[2:], its[3:]]
+
+
+def test_frames_and_a_parametric_map_take_a_finer_grid_too(tmp_path):
+    source = multi_frame_source(tmp_path / "enhanced.dcm")
+    image = on_grid(read(source), "thinner slices")
+    back = read(one(write_derived(source, image, tmp_path / "new", DERIVATION)[0].parent))
+    assert np.allclose(back.affine, image.affine, atol=1e-9) and np.array_equal(back.array, image.array)
+    trust = replace(image, array=values(0, 1, shape=image.array.shape), units="ratio")
+    (path,) = write_parametric_map(source, trust, tmp_path / "trust", DERIVATION, "what")
+    dataset = pydicom.dcmread(path)
+    (measures,) = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    assert float(measures.SliceThickness) == pytest.approx(2.5 / 3)
+    frames = dict(zip(map(frame_position, dataset.PerFrameFunctionalGroupsSequence), dataset.pixel_array))
+    lps = np.diag([-1.0, -1, 1, 1]) @ trust.affine
+    for k in range(12):
+        assert np.array_equal(frames[tuple(np.round(lps[:3] @ [0, 0, k, 1], 6))].T, trust.array[0, :, :, k])
+    numbers = {
+        frame_position(frame): frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber - 1
+        for frame in dataset.PerFrameFunctionalGroupsSequence
+    }
+    assert [numbers[tuple(np.round(lps[:3] @ [0, 0, k, 1], 6))] for k in range(12)] == np.repeat(
+        source.frames, 3
+    ).tolist()
+
+
+@NEED_DCIODVFY
+@pytest.mark.parametrize("where", ["oblique", "flipped", "tilted"])
+def test_finer_series_and_maps_validate(tmp_path, where):
+    source = dicom_source(tmp_path / "mr", where)
+    image = on_grid(read(source), "finer along all")
+    files = write_derived(source, image, tmp_path / "new", DERIVATION)
+    files += write_derived(source, replace(image, modality="CT", units="HU"), tmp_path / "ct", DERIVATION)
+    files += write_parametric_map(source, replace(image, units="ratio"), tmp_path / "trust", DERIVATION, "what")
+    said = {line for line in complaints(files) if "<QUANTITY>" not in line}
+    assert said == {"CTImage", "MRImage", "ParametricMap"}
+
+
+@pytest.mark.parametrize("shape, fits", [((14, 10), True), ((11, 8), True), ((7, 9), False), ((14, 8), False)])
+def test_a_picture_may_have_finer_pixels_of_its_proportions(tmp_path, shape, fits):
+    from PIL import Image as Picture
+
+    Picture.fromarray(values(0, 255, np.uint8, (5, 7))).save(tmp_path / "a.png")
+    source = one(tmp_path / "a.png")
+    image = replace(read(source), array=values(0, 900, np.int16, (1, *shape, 1)))
+    if fits:
+        (path,) = write_derived(source, image, tmp_path / "b", DERIVATION)
+        assert np.array_equal(read(one(path)).array, image.array)
+    else:
+        with pytest.raises(ValueError, match="expected the source's shape"):
+            write_derived(source, image, tmp_path / "b", DERIVATION)
+
+
+MISPLACED = {
+    "turned": lambda image: replace(image, affine=image.affine @ np.diag([-1.0, -1, 1, 1])),
+    "moved": lambda image: replace(image, affine=image.affine + np.outer([1, 1, 1, 0], [0, 0, 0, 3.0])),
+    "of another extent": lambda image: replace(image, affine=image.affine @ np.diag([1, 1, 1.2, 1])),
+    "sheared": lambda image: replace(image, affine=image.affine + 0.1 * np.eye(4)[:, [0, 1, 3, 2]] @ np.eye(4)),
+}
+
+
+@pytest.mark.parametrize("format", ["dicom", "nifti", "nrrd", "mha"])
+@pytest.mark.parametrize("how", MISPLACED)
+def test_a_finer_grid_elsewhere_is_refused(tmp_path, format, how):
+    source = any_source(tmp_path, format)
+    image = MISPLACED[how](on_grid(read(source), "thinner slices"))
+    with pytest.raises(ValueError, match="expected the source's shape"):
+        write_derived(source, image, tmp_path / "out", DERIVATION)
+    assert not list(tmp_path.glob("*out*"))
 
 
 REFUSED = {

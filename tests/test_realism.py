@@ -45,7 +45,7 @@ def a_batch(adversary: float = 0.0) -> Batch:
 
 def test_the_judge_comes_on_in_the_middle_of_a_run_and_rests_before():
     recipe = replace(RECIPE, adversary=0.02)
-    weights = [schedule(recipe, images).adversary for images in (0, 500, 600, 700, 1000)]
+    weights = [schedule(recipe, images).adversary for images in (0, 600, 650, 700, 1000)]
     assert weights == pytest.approx([0.0, 0.0, 0.01, 0.02, 0.02])
     assert schedule(RECIPE, 1000).adversary == 0.0
     objective = an_objective(adversary=0.02, loss="least_squares")
@@ -105,7 +105,7 @@ def test_the_preset_is_trained_its_price_is_measured_and_the_last_weights_are_ke
     ticks = [row for row in checkpoint.read_log(tmp_path / "run" / "log.jsonl") if row["kind"] == "tick"]
     price = config["translation"]["price"]
     assert result["price"] == price["words"] and "error" in price["words"] and "HU" in price["words"]
-    before = [row for row in ticks if row["images"] <= 320][-1]
+    before = [row for row in ticks if row["images"] <= 384][-1]
     assert price["error"] == [before["error"], ticks[-1]["error"]] and result["best_at"] == 640
     assert price["sharpness"] == [before["sharpness"], ticks[-1]["sharpness"]]
     assert before["loss_d"] is None and ticks[-1]["loss_d"] > 0  # nobody judged before

@@ -88,7 +88,7 @@ def _added_variance(
     for wedge, views in enumerate(_views(*coarse.shape, ratio)):
         lines = views @ coarse.ravel() * np.float32(factor * columns)
         # A ray that not even one photon of the full dose passes counts as if one did.
-        per_photon = np.minimum(np.exp(lines), photons) / photons
+        per_photon = np.exp(np.minimum(lines, math.log(photons))) / photons
         gained = per_photon * (1.0 / dose - 1.0) + (electronic * per_photon) ** 2 * (1.0 / dose**2 - 1.0)
         mean = views.T @ gained.astype(np.float32) / (ANGLES // WEDGES * ratio)
         result[wedge] = mean.reshape(coarse.shape) * ((1000.0 / WATER) ** 2 / VIEWS)
@@ -355,20 +355,39 @@ def consistent(
 # ------------------------------------------------------------------------------------------------ weights
 
 
+# A profile gives (D', D) weights of thin slices at these distances from each thick one; where none is missing, the mean of the
+# distances by them is zero, so that a thick slice lies exactly where it should.
+
+
 def box_weights(distance: np.ndarray, width: float) -> np.ndarray:
-    """How much of a slice of width 1 at a distance lies in a box of that width."""
+    """How much of a slice of width 1 at a distance lies in a box of that width, tilted so that their middle is its middle."""
     half = width / 2.0
-    return np.maximum(np.minimum(distance + 0.5, half) - np.maximum(distance - 0.5, -half), 0.0)
+
+    def overlap(away: np.ndarray) -> np.ndarray:
+        return np.maximum(np.minimum(away + 0.5, half) - np.maximum(away - 0.5, -half), 0.0)
+
+    # Slices that the box cuts count with their own middle, not with that of their part in the box.
+    offset = distance[:, :1] - np.rint(distance[:, :1])
+    near = np.arange(-math.ceil(half) - 1, math.ceil(half) + 2) + offset
+    share = overlap(near) / width
+    middle = (share * near).sum(axis=1, keepdims=True)
+    variance = (share * (near - middle) ** 2).sum(axis=1, keepdims=True)
+    return overlap(distance) * (1.0 - middle / np.maximum(variance, 1e-9) * (distance - middle))
 
 
 def gaussian_weights(distance: np.ndarray, width: float) -> np.ndarray:
-    """The Gaussian that makes a profile of width 1 one of `width`, summed over slices of width 1 at these distances."""
+    """The Gaussian that makes a profile of width 1 one of `width`, times values linear between slices at these distances."""
     from scipy.special import ndtr
 
-    # Full width at half maximum = sqrt(8 ln 2) standard deviations; the sum over a slice's width adds 1/12 of its own.
-    variance = max((width**2 - 1.0) / (8.0 * math.log(2.0)) - 1.0 / 12.0, 1e-12)
-    scale = 1.0 / math.sqrt(variance)
-    return np.asarray(ndtr((distance + 0.5) * scale) - ndtr((distance - 0.5) * scale))
+    # Full width at half maximum = sqrt(8 ln 2) standard deviations; linear interpolation adds 1/6 of its own.
+    deviation = math.sqrt(max((width**2 - 1.0) / (8.0 * math.log(2.0)) - 1.0 / 6.0, 1e-30))
+
+    def ramp(end: np.ndarray) -> np.ndarray:
+        """The Gaussian integrated twice up to `end`."""
+        unit = end / deviation
+        return end * ndtr(unit) + deviation / math.sqrt(2.0 * math.pi) * np.exp(-(unit**2) / 2.0)
+
+    return np.asarray(ramp(distance + 1.0) - 2.0 * ramp(distance) + ramp(distance - 1.0))
 
 
 PROFILES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {"gaussian": gaussian_weights, "box": box_weights}

@@ -167,23 +167,21 @@ def structural(made: Tensor, real: Tensor, weight: Tensor) -> Tensor:
 
     A window counts as its middle does. Images smaller than a window give 0.
     """
-    spatial = made.ndim - 2
     if min(made.shape[2:]) < WINDOW:
         return made.sum() * 0.0
-    pool = (F.avg_pool2d, F.avg_pool3d)[spatial - 2]
-    made, real = made.float() + 1.0, real.float() + 1.0  # above 0, or luminance means nothing about grey 0
-
-    def mean(x: Tensor) -> Tensor:
-        return pool(x, WINDOW, stride=1)
-
-    count = WINDOW**spatial
-    mean_a, mean_b = mean(made), mean(real)
+    made, real = (
+        image.float().contiguous() + 1.0 for image in (made, real)
+    )  # above 0, or luminance means nothing about grey 0
+    mean_a, mean_b, square_a, square_b, product = window_means(
+        torch.cat([made, real, made.square(), real.square(), made * real])
+    ).chunk(5)
+    count = WINDOW ** (made.ndim - 2)
     variance_a, variance_b, covariance = (
-        (mean(x * y) - mean_x * mean_y) * count / (count - 1)
-        for x, y, mean_x, mean_y in (
-            (made, made, mean_a, mean_a),
-            (real, real, mean_b, mean_b),
-            (made, real, mean_a, mean_b),
+        (moment - expected) * (count / (count - 1))
+        for moment, expected in (
+            (square_a, mean_a.square()),
+            (square_b, mean_b.square()),
+            (product, mean_a * mean_b),
         )
     )
     c1, c2 = (0.01 * 2.0) ** 2, (0.03 * 2.0) ** 2
@@ -191,6 +189,17 @@ def structural(made: Tensor, real: Tensor, weight: Tensor) -> Tensor:
     similar = similar / ((mean_a.square() + mean_b.square() + c1) * (variance_a + variance_b + c2))
     inner = [slice(WINDOW // 2, side - WINDOW // 2) for side in real.shape[2:]]
     return _mean(1.0 - similar, weight.expand_as(real)[(slice(None), slice(None), *inner)])
+
+
+def window_means(x: Tensor) -> Tensor:
+    """Means over windows of 7 voxels a side inside the image, (B, C, *spatial) -> 6 fewer along each axis; sums of sums, as 7 = 4 + 2 + 1."""
+    for axis in range(2, x.ndim):
+        length = x.shape[axis]
+        two = x.narrow(axis, 0, length - 1) + x.narrow(axis, 1, length - 1)
+        four = two.narrow(axis, 0, length - 3) + two.narrow(axis, 2, length - 3)
+        left = length - WINDOW + 1
+        x = four.narrow(axis, 0, left) + two.narrow(axis, 4, left) + x.narrow(axis, 6, left)
+    return x / WINDOW ** (x.ndim - 2)
 
 
 def pinball(bound: Tensor, real: Tensor, level: float, weight: Tensor) -> Tensor:

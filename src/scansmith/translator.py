@@ -23,6 +23,7 @@ from .preprocess.window import unclipped
 
 LOWEST_HU, HIGHEST_HU = -1024.0, 3071.0
 AIR = -1.0
+ALONE = ("denoise", "superresolve")  # tasks that good scans alone teach: source and target have one scale
 FINEST = 8.0  # times as many voxels along an axis as the scan has
 
 
@@ -59,18 +60,19 @@ def translated(model: Model, scan: Image, format: str, device: torch.device) -> 
     work, lie = prepared(model, scan, format)
     encode = encoder(model, scan)
     planes = through(model, work, lie, encode, device)
+    home = scan
     if settings["task"] == "superresolve":
-        planes = faithful(model, volumes.straight(scan) if model.grid.dimensions == 3 else scan, lie, planes)
+        upright = volumes.straight(scan) if model.grid.dimensions == 3 else scan
+        planes = faithful(model, upright, lie, planes)
+        home = on_finer(scan, finer(model, upright, lie))
     inside = None
-    if (
-        work.array.shape[1:] != scan.array.shape[1:] and settings["task"] != "superresolve"
-    ):  # a tilted stack was straightened
+    if work.array.shape[1:] != home.array.shape[1:]:  # a tilted stack was straightened
         placed = replace(work, array=np.concatenate(planes), window=None)
-        back = align.onto(placed, scan, np.nan)[0].astype(np.float32)
+        back = align.onto(placed, home, np.nan)[0].astype(np.float32)
         inside = np.isfinite(back[:1])
-        planes = list(np.where(inside, back, AIR).reshape(len(planes), -1, *scan.array.shape[1:]))
-        work = replace(scan, array=scan.array)
-    values = OUTPUTS[settings["output"]](model, planes)
+        planes = list(np.where(inside, back, AIR).reshape(len(planes), -1, *home.array.shape[1:]))
+        work = home
+    values = OUTPUTS[settings["output"]](model, planes, target_window(model, scan))
     about: dict[str, Any] = {"modality": settings["target"]["modality"], "notes": (), "window": None}
     units = {"trust": "ratio", "confidence": "ratio"}
     images = {
@@ -104,13 +106,20 @@ def prepared(model: Model, scan: Image, format: str) -> tuple[Image, Axes]:
 
 def refined(model: Model, scan: Image, axes: Axes) -> Image:
     """The scan on voxels as small as the model's, along each axis where its own are larger; the place in the patient stays."""
-    array, affine = scan.array, scan.affine
-    for axis, factor in finer(model, scan, axes):
-        size = array.shape[axis + 1]
-        new = max(1, round(size * factor))
-        array = degradations.refined(array, new, factor, axis=axis + 1)
-        affine = degradations.regridded_affine(affine, size, new, 1.0 / factor, axis)
-    return replace(scan, array=array, affine=affine)
+    found = finer(model, scan, axes)
+    home, array = on_finer(scan, found), scan.array
+    for axis, factor in found:
+        array = degradations.refined(array, home.array.shape[axis + 1], factor, axis=axis + 1)
+    return replace(home, array=array)
+
+
+def on_finer(scan: Image, found: Sequence[tuple[int, float]]) -> Image:
+    """The grid of the scan with as many times the voxels along some axes, over the same extent; it holds no values."""
+    shape, affine = list(scan.array.shape[1:]), scan.affine
+    for axis, factor in found:
+        old, shape[axis] = shape[axis], max(1, round(shape[axis] * factor))
+        affine = degradations.regridded_affine(affine, old, shape[axis], 1.0 / factor, axis)
+    return replace(scan, array=np.broadcast_to(np.float32(0.0), (1, *shape)), affine=affine)
 
 
 def finer(model: Model, scan: Image, axes: Axes) -> list[tuple[int, float]]:
@@ -187,29 +196,36 @@ def source_window(model: Model, scan: Image) -> IntensityMap:
     return own or IntensityMap(learned["low"], learned["high"], learned["units"])
 
 
-def physical(model: Model, encoded: np.ndarray) -> np.ndarray:
+def target_window(model: Model, scan: Image) -> IntensityMap:
+    """The values that -1 and 1 become: those of training targets, or the scan's own where good scans alone taught to improve it."""
+    settings, wished = model.config["translation"], model.intensity
+    learned = settings["source"]
+    alone = settings["task"] in ALONE and (learned["low"], learned["high"]) == (wished.low, wished.high)
+    return source_window(model, scan) if alone else wished
+
+
+def physical(window: IntensityMap, encoded: np.ndarray) -> np.ndarray:
     """Encoded -> float32 in the target's units, not cut at the window's ends; HU within what CT can hold."""
-    window = model.intensity
     values = (encoded.astype(np.float64) + 1.0) / 2.0 * (window.high - window.low) + window.low
     if window.units == "HU":
         values = np.clip(values, LOWEST_HU, HIGHEST_HU)
     return values.astype(np.float32)
 
 
-def as_image(model: Model, planes: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+def as_image(model: Model, planes: Sequence[np.ndarray], window: IntensityMap) -> dict[str, np.ndarray]:
     """Middle, and where the network gives them calibrated bounds and trust."""
     settings = model.config["translation"]
     if len(planes) == 1:
-        return {"image": physical(model, planes[0])}
+        return {"image": physical(window, planes[0])}
     middle, lower, upper = planes
     factor = settings["calibration"]["factor"]
     lower, upper = widened(lower, middle, upper, 1.0 if factor is None else factor)
     usual = settings["usual_width"]
-    made = {name: physical(model, values) for name, values in (("image", middle), ("lower", lower), ("upper", upper))}
+    made = {name: physical(window, values) for name, values in (("image", middle), ("lower", lower), ("upper", upper))}
     return {**made, "trust": (usual / (usual + np.maximum(upper - lower, 1e-6))).astype(np.float32)}
 
 
-def as_labels(model: Model, planes: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+def as_labels(model: Model, planes: Sequence[np.ndarray], window: IntensityMap) -> dict[str, np.ndarray]:
     """The label map, uint8 (1, I, J, K), and its confidence."""
     scores = planes[0]
     belief = np.exp(scores - scores.max(axis=0, keepdims=True))
@@ -217,7 +233,7 @@ def as_labels(model: Model, planes: Sequence[np.ndarray]) -> dict[str, np.ndarra
     return {"image": chosen[None], "confidence": 1.0 / belief.sum(axis=0, keepdims=True)}
 
 
-OUTPUTS: dict[str, Callable[[Model, Sequence[np.ndarray]], dict[str, np.ndarray]]] = {
+OUTPUTS: dict[str, Callable[[Model, Sequence[np.ndarray], IntensityMap], dict[str, np.ndarray]]] = {
     "image": as_image,
     "mask": as_labels,
 }

@@ -70,7 +70,8 @@ def write_derived(source: Source, image: Image, out: Path, derivation: Derivatio
     Args:
         source: the scan that it was made from, as `formats.discover` lists it.
         image: one channel on the voxel grid of `formats.read(source)`, or along some of its axes on a finer or coarser one
-            (as `degradations.regridded_affine` gives), in physical units, of any modality.
+            (as `degradations.regridded_affine` gives), in physical units, of any modality. Where the source has no place
+            in the patient, finer or coarser pixels of the same proportions are taken.
         out: path without suffix. A file with the suffix of the format, or for several slices in DICOM or PNG a folder
             with one file a slice, 0001 ..., in the order of K.
         derivation: what made it.
@@ -163,7 +164,7 @@ def _check(source: Source, image: Image) -> None:
                 raise ValueError(
                     f"expected the source's affine, got one that differs by {away:g} mm: bring the image to the grid of the source first"
                 )
-    elif source.affine is None or not _same_extent(source, image):
+    elif not (_same_proportions if source.affine is None else _same_extent)(source, image):
         raise ValueError(
             f"expected the source's shape {source.shape}, or more or fewer voxels over the same extent, got {array.shape[1:]} elsewhere: bring the image to the grid of the source first"
         )
@@ -173,17 +174,26 @@ def _check(source: Source, image: Image) -> None:
         )
 
 
-def source_index(source: Source, image: Image) -> np.ndarray | None:
-    """(4, 4): voxel index of the image -> that of the source, or None where both have one grid."""
-    if source.affine is None or image.array.shape[1:] == source.shape:
-        return None
+def regridded(source: Source, image: Image) -> bool:
+    """Whether the image has finer or coarser voxels than the source."""
+    return image.array.shape[1:] != source.shape
+
+
+def source_index(source: Source, image: Image) -> np.ndarray:
+    """(4, 4): voxel index of the image -> that of a source with a place."""
+    assert source.affine is not None
     return np.asarray(np.linalg.inv(np.reshape(source.affine, (4, 4))) @ image.affine)
+
+
+def _same_proportions(source: Source, image: Image) -> bool:
+    """Whether the image is the source scaled within its plane, to a pixel."""
+    old, new = source.shape, image.array.shape[1:]
+    return old[2] == new[2] and abs(new[0] * old[1] - new[1] * old[0]) <= max(old[:2])
 
 
 def _same_extent(source: Source, image: Image) -> bool:
     """Whether both have the same axes and, within half the larger voxel, the same first and last border along each."""
     index = source_index(source, image)
-    assert index is not None
     old, new = np.array(source.shape), np.array(image.array.shape[1:])
     step, first = np.diag(index)[:3], index[:3, 3]
     turned = index[:3, :3] - np.diag(step)
@@ -218,18 +228,16 @@ def write_dicom(source: Source, image: Image, out: Path, derivation: Derivation)
 
 
 def write_nifti(source: Source, image: Image, out: Path, derivation: Derivation) -> list[Path]:
-    """One .nii or .nii.gz with the source's header: its sform, qform, codes, pixdim and units to the bit; on another grid,
-    both forms moved alike.
+    """One .nii or .nii.gz with the source's header: its sform, qform, codes, pixdim and units to the bit.
 
-    Data type, scaling, display range, intent, `descrip` and `aux_file` are the image's own. Extensions are left out, as
+    On another grid both forms and pixdim are moved alike. Data type, scaling, display range, intent, `descrip` and `aux_file` are the image's own. Extensions are left out, as
     they describe the source; a comment extension holds the mark as JSON. A pair of .hdr and .img becomes one file.
     """
     import nibabel
 
     header, compressed = _nifti_header(source.files[0])
-    index = source_index(source, image)
-    if index is not None:
-        _move_nifti(header, image.array.shape[1:], index)
+    if regridded(source, image):
+        _move_nifti(header, image.array.shape[1:], source_index(source, image))
     voxels = nifti_voxels(image.array)
     header.set_data_dtype(voxels.dtype)
     header.set_intent("none")
@@ -251,12 +259,12 @@ def write_nifti(source: Source, image: Image, out: Path, derivation: Derivation)
 def write_text_header(source: Source, image: Image, out: Path, derivation: Derivation) -> list[Path]:
     """One .nrrd or .mha: the lines of the source that say where its voxels lie, the image's type, and the voxels behind.
 
-    On another grid these lines are new, in mm and LPS+. Compressed as the source is. Voxels in a file of their own come into the same file. ITK's writers, which give the
-    directions of NRRD as unit vectors times lengths, would change the last digits.
+    On another grid these lines are new, in mm and LPS+. Compressed as the source is. Voxels in a file of their own come into
+    the same file. ITK's writers, which give the directions of NRRD as unit vectors times lengths, would change the last digits.
     """
     with open(source.files[0], "rb") as stream:
         fields, place = _place_lines(stream.read(MOST_HEADER), source.format)
-    if source_index(source, image) is not None:
+    if regridded(source, image):
         place = PLACES[source.format](image)
     voxels = nifti_voxels(image.array)
     content = voxels.astype(voxels.dtype.newbyteorder("<"), copy=False).tobytes("F")
@@ -317,11 +325,13 @@ def _nifti_header(file: Path) -> tuple[Any, bool]:
 def _move_nifti(header: Any, shape: tuple[int, ...], index: np.ndarray) -> None:
     """Give a header another grid: voxel (i, j, k) lies where `index` of it lay, in both of its forms, in its own units."""
     old = header.get_data_shape()
-    forms = {"sform": header.get_sform(), "qform": header.get_qform()}
-    header.set_data_shape((*shape, *old[3:]) if len(old) > 2 or shape[2] > 1 else shape[:2])
-    for letter, row, place in zip("xyz", forms["sform"] @ index, forms["qform"] @ index):
-        header[f"srow_{letter}"], header[f"qoffset_{letter}"] = row, place[3]
+    for letter, row in zip("xyz", header.get_sform() @ index):
+        header[f"srow_{letter}"] = row
+    with suppress(ValueError):  # a quaternion that is none is left as it is: the sform counts then
+        for letter, row in zip("xyz", header.get_qform() @ index):
+            header[f"qoffset_{letter}"] = row[3]
     header["pixdim"][1:4] *= np.diag(index)[:3]
+    header.set_data_shape((*shape, *old[3:]) if len(old) > 2 or shape[2] > 1 else shape[:2])
     for field in ("slice_start", "slice_end", "slice_code", "slice_duration"):  # when each slice was measured
         header[field] = 0
 

@@ -15,7 +15,7 @@ from pydicom.uid import UID, CTImageStorage, SecondaryCaptureImageStorage
 
 from ..image import Image
 from ..runtime import write_atomic
-from .derived import source_index, write_folder
+from .derived import regridded, source_index, write_folder
 from .dicom_file import read_header
 from .dicom_write import (
     SPECIFIC,
@@ -87,8 +87,9 @@ def write_dicom(source: Source, image: Image, out: Path, derivation: Derivation)
     Patient, study and frame of reference are the source's; series and instances are new, and each names the source's
     instance (and frame) of its slice. A slice lies where the source's file says, digit by digit; of a multi-frame
     source, or on another grid, where the image's affine says. Slices of another grid are as thick as they are far apart,
-    are numbered in the source's direction, and name the source's slices that they lie in or cover. Nothing that the scanner did is copied. CT and MR without a place in the
-    patient, and modalities without a class here, become Secondary Capture.
+    are numbered in the source's direction, and name the source's slices that they lie in or cover. Nothing that the
+    scanner did is copied. CT and MR without a place in the patient, and modalities without a class here, become Secondary
+    Capture.
 
     Raises:
         ValueError: a CT whose values are no HU, or an image that no storage class can hold.
@@ -200,9 +201,9 @@ def _instance_numbers(source: Source, headers: list[Any], count: int) -> list[in
 
 def slices_behind(source: Source, image: Image) -> list[list[int]]:
     """Of each slice of the image, which of the source it lies in, or covers where it is thicker."""
-    index = source_index(source, image)
-    if index is None or image.array.shape[3] == source.shape[2]:
+    if image.array.shape[3] == source.shape[2]:
         return [[k] for k in range(source.shape[2])]
+    index = source_index(source, image)
     reach = max(1.0, index[2, 2]) / 2.0 + 1e-6
     places = np.clip(index[2, 2] * np.arange(image.array.shape[3]) + index[2, 3], 0, source.shape[2] - 1)
     return [np.flatnonzero(np.abs(np.arange(source.shape[2]) - place) <= reach).tolist() for place in places]
@@ -219,7 +220,7 @@ def source_references(source: Source, headers: list[Any], image: Image) -> list[
             "expected SOP Class UID (0008,0016) and SOP Instance UID (0008,0018) in every file of the source, found a file without: a series made from it could not name it"
         )
     frames: Sequence[int | None] = source.frames or (None,) * len(headers)
-    preserved = "YES" if source_index(source, image) is None else "NO"
+    preserved = "NO" if regridded(source, image) else "YES"
     return [
         make_dataset(
             {
@@ -299,7 +300,7 @@ def mark_module(source: Source, image: Image, derivation: Derivation, scale: str
 def _place_module(source: Source, header: Any, image: Image, k: int, storage: UID) -> dict[str, Any]:
     """Image Plane (PS3.3 C.7.6.2) of slice k."""
     tilt = ("GantryDetectorTilt",) if source.modality == "CT" and storage == CTImageStorage else ()
-    if source.frames or source_index(source, image) is not None:
+    if source.frames or regridded(source, image):
         return plane_module(image.affine, k) | _copied(header, ("PositionReferenceIndicator", *tilt))
     i, j, distance = image.spacing
     return {

@@ -104,7 +104,10 @@ def _parametric_map(
         slope=1.0,
         intercept=0.0,
     )
-    window = highdicom.VOILUTTransformation(window_center=(low + high) / 2, window_width=max(high - low, 1e-6))
+    # LINEAR asks for a width of 1 or more (PS3.3 C.11.2.1.2.1), which shares have not.
+    window = highdicom.VOILUTTransformation(
+        window_center=(low + high) / 2, window_width=max(high - low, 1e-6), voi_lut_function="LINEAR_EXACT"
+    )
     return highdicom.pm.ParametricMap(
         source_images=planes,
         pixel_array=values,

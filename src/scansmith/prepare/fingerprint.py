@@ -34,6 +34,7 @@ from .scans import (
 )
 
 LEAST_IMAGES = 8
+LEAST_TRANSLATED = 2  # of scans with pairs or masks, which are learned patch by patch
 # Of so many pairs, evenly spread, the misregistration is estimated.
 MOST_MEASURED = 200
 # So many scans, evenly spread over the folder, are read to choose grid and dtype; medians do not need more.
@@ -207,9 +208,10 @@ def survey(
     kind = modality.upper() if declared and modality else every[sources[0]].modality
     said_of_target = target_kind(request, every, sources, target_of)
     few = sum(images_in(every[number]) for number in sources)
-    if few < LEAST_IMAGES:
+    least = least_images(bool(target_of or masks_of))
+    if few < least:
         raise ValueError(
-            f"expected at least {LEAST_IMAGES} images to learn from in {scans}, found {few}: add more scans of this kind"
+            f"expected at least {least} images to learn from in {scans}, found {few}: add more scans of this kind"
         )
     used = [every[number] for number in sources]
     own_names = [called[number] for number in sources]
@@ -256,6 +258,11 @@ def survey(
     return _chosen(base, listed, skipped, reasons, few, request, workers)
 
 
+def least_images(translated: bool) -> int:
+    """The fewest images, or volumes, that a dataset has: of scans alone, or with pairs or masks."""
+    return LEAST_TRANSLATED if translated else LEAST_IMAGES
+
+
 # ------------------------------------------------------------------------------------------------ choices
 
 
@@ -280,9 +287,10 @@ def _chosen(
             "expected no percentiles in the plan for CT, whose HU mean the same in every scan: give a window such as [-160, 240]"
         )
     stored, neighbours, dimension_words = _dimensions(looks, scans, wished)
-    if stored == 3 and len(scans) < LEAST_IMAGES:
+    least = least_images(len(base["layers"]) > 1)
+    if stored == 3 and len(scans) < least:
         raise ValueError(
-            f"expected at least {LEAST_IMAGES} volumes to learn from, found {len(scans)}: add more scans, or let their slices be learned (dimensions 2)"
+            f"expected at least {least} volumes to learn from, found {len(scans)}: add more scans, or let their slices be learned (dimensions 2)"
         )
     if wished.depth is not None and stored != 3:
         raise ValueError("expected dimensions 3 in the plan for a depth, found that slices are stored: give both")

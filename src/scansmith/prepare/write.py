@@ -18,7 +18,7 @@ from .. import formats
 from ..formats import Index
 from ..runtime import worker_count, write_atomic
 from . import labels as label_sources
-from .fingerprint import LEAST_IMAGES, Survey, survey
+from .fingerprint import Survey, least_images, survey
 from .ledger import Journal, Ledger, Pseudonyms
 from .manifest import columns_of, known_rows, near_copies, split_scans, windows_of
 from .page import write_page
@@ -143,7 +143,7 @@ def _carry_out(
     generation = (last or 0) + 1
     plan, ledger, writer = store_scans(root, places.cache, found, called, workers, generation, request.seed)
     found = replace(found, plan=plan)
-    _require_enough(ledger, places)
+    _require_enough(ledger, places, least_images(len(plan.layers) > 1))
     same = earlier.get("arguments") in (None, arguments_of(request))
     near = near_copies(root, found, ledger, generation)
     splits, left_out, split_words = split_scans(
@@ -196,17 +196,17 @@ def _cases(
     }
 
 
-def _require_enough(ledger: Ledger, places: Places) -> None:
+def _require_enough(ledger: Ledger, places: Places, least: int) -> None:
     """A folder whose scans are mostly empty, broken or copies leaves no dataset."""
     found = len(ledger.scans)
-    if found >= LEAST_IMAGES:
+    if found >= least:
         return
     prepared.clear(places.root, keep=_generation(places.root))
     empty = ledger.empty
     reasons = empty + Counter(entry.reason for _, entry in ledger.skipped)
     why = f"; the commonest reason: {reasons.most_common(1)[0][0]}" if reasons else ""
     raise ValueError(
-        f"expected at least {LEAST_IMAGES} images to learn from in {places.scans}, found {found}: {len(ledger.skipped)} scans or slices were skipped, "
+        f"expected at least {least} images to learn from in {places.scans}, found {found}: {len(ledger.skipped)} scans or slices were skipped, "
         f"{sum(empty.values())} slices are empty and {len(ledger.copies)} images are copies{why}"
     )
 
