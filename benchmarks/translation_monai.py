@@ -20,7 +20,6 @@ import argparse
 import json
 import multiprocessing
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -53,8 +52,9 @@ OVERLAP, BATCH, AIR = inference.OVERLAP, 4, -1.0
 HU = 4095.0 / 2.0  # of one encoded unit
 PATCH = {2: (128, 128), 3: (32, 32, 32)}
 # Slices, rows, columns of the scans that are translated; of --quick.
-SCANS = {2: [(24, 256, 256), (24, 512, 512)], 3: [(96, 128, 128)]}
+SCANS = {2: [(24, 256, 256), (24, 512, 512)], 3: [(96, 128, 128), (90, 125, 123)]}
 QUICK = {2: [(4, 160, 160)], 3: [(40, 48, 48)]}
+CUT = "ours, in windows"  # of slices; volumes always are
 METRICS = {"mae": "MAE", "psnr": "PSNR", "ssim": "SSIM"}
 
 
@@ -120,7 +120,7 @@ def monai(net: UNet, image: np.ndarray) -> np.ndarray:
 
 WAYS: dict[str, Callable[[UNet, np.ndarray], np.ndarray]] = {
     "ours": ours,
-    "ours, in windows": in_windows,
+    CUT: in_windows,
     "MONAI": monai,
 }
 
@@ -133,14 +133,21 @@ def whole_scan(way: str, dimensions: int, net: UNet, values: np.ndarray) -> np.n
 
 
 def peak(way: str, dimensions: int, shape: tuple[int, ...]) -> float:
-    """MB that a translation needs above what the process held before; for a process of its own."""
+    """MB that a translation needs above what the process held before (Linux); for a process of its own."""
     torch.set_num_threads(1)
     net, values = network(dimensions), scan(shape)
-    small = (1, PATCH[dimensions][0], *PATCH[dimensions][-2:]) if dimensions == 3 else (1, 1, *PATCH[2])
-    whole_scan(way, dimensions, net, np.zeros(small, np.float32))  # what is loaded at first use
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    small = np.zeros((1, *((1,) if dimensions == 2 else ()), *PATCH[dimensions]), np.float32)
+    whole_scan(way, dimensions, net, small)  # what is loaded at first use
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the highest mark begins anew
     whole_scan(way, dimensions, net, values)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024.0
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> float:
+    """MB of this process: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1024.0
 
 
 def inferers(rounds: int, scans: Mapping[int, list[tuple[int, ...]]]) -> list[str]:
@@ -151,18 +158,18 @@ def inferers(rounds: int, scans: Mapping[int, list[tuple[int, ...]]]) -> list[st
     ]
     context = multiprocessing.get_context("spawn")
     for dimensions, shapes in scans.items():
-        net = network(dimensions)
+        net, ways = network(dimensions), [way for way in WAYS if dimensions == 2 or way != CUT]
         for shape in shapes:
             values, made = scan(shape), {}
-            seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+            seconds: dict[str, list[float]] = {way: [] for way in ways}
             for _ in range(rounds):
-                for way in WAYS:
+                for way in ways:
                     began = time.process_time()
                     made[way] = whole_scan(way, dimensions, net, values)
                     seconds[way].append(time.process_time() - began)
             median = {way: statistics.median(times) for way, times in seconds.items()}
             name = f"{' x '.join(map(str, shape))}, {f'{shape[0]} slices' if dimensions == 2 else '3-D'}"
-            for way in WAYS:
+            for way in ways:
                 with context.Pool(1) as pool:  # its own process: the highest mark never falls
                     memory = pool.apply(peak, (way, dimensions, shape))
                 away = np.abs(made[way] - made["MONAI"]) * HU
@@ -368,7 +375,8 @@ def prepared(out: Path, shared: Path | None, patients: int) -> dict[str, Path]:
     """Folders whose `data` is prepared: phantoms and, where there is shared data, Harvard slices."""
     phantoms = out / "phantom"
     if not (phantoms / "data" / "dataset.json").is_file():
-        phantom(phantoms / "made", patients=patients, modality="all", slices=8, size=128, format="nifti")
+        for modality in ("T1", "CT"):  # the same patients
+            phantom(phantoms / "made", patients=patients, modality=modality, slices=8, size=128, format="nifti")  # type: ignore[arg-type]
         prepare(
             phantoms / "made" / "scans", phantoms / "data", pairs="*T1*:*CT*", modality="MR:CT", labels="none", masks="none",
         )  # fmt: skip

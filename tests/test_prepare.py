@@ -525,6 +525,20 @@ def test_a_folder_with_too_little_is_refused_in_one_sentence_and_leaves_no_datas
     assert not list((tmp_path / "d").glob("*"))
 
 
+def test_two_volumes_are_enough_with_pairs_which_are_learned_in_patches_but_not_alone(tmp_path):
+    for patient in "ab":
+        for kind in ("T1", "T2"):
+            values = noise(patient, kind, shape=(20, 22, 18), dtype=np.int16)
+            nifti(tmp_path / "scans" / patient / f"{kind}.nii", values)
+    with pytest.raises(ValueError, match="expected at least 8 volumes to learn from, found 4"):
+        prepare(tmp_path / "scans", tmp_path / "alone", plan={"dimensions": 3})
+    prepare(tmp_path / "scans", tmp_path / "pairs", pairs="*T1*:*T2*", plan={"dimensions": 3})
+    assert len(Dataset.open(tmp_path / "pairs")) == 2
+    (tmp_path / "scans" / "b" / "T2.nii").unlink()
+    with pytest.raises(ValueError, match="expected at least 2 volumes to learn from, found 1"):
+        prepare(tmp_path / "scans", tmp_path / "one", pairs="*T1*:*T2*", plan={"dimensions": 3})
+
+
 def test_a_missing_folder_and_wrong_arguments_are_refused(tmp_path):
     with pytest.raises(ValueError, match="found nothing at"):
         prepare(tmp_path / "nowhere", tmp_path / "d")

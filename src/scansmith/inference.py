@@ -42,7 +42,7 @@ def translate(network: nn.Module, source: np.ndarray, patch: Sequence[int], devi
         planes = out.shape[1]
         return out.flatten(1, 2)
 
-    made = windows.predict(flat, image, patch, OVERLAP, step=step, fill=AIR)
+    made = windows.predict(flat, image, patch, OVERLAP, step=step, fill=AIR, any_size=True)
     return made.unflatten(0, (planes, -1)).cpu().numpy()
 
 

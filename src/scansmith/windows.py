@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice, product
+from itertools import islice, pairwise, product
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ def predict(
     step: int = 1,
     where: Tensor | None = None,
     fill: float = -1.0,
+    any_size: bool = False,
 ) -> Tensor:
     """The network's output for the whole image; memory is that of image and output and of one batch of windows.
 
@@ -36,6 +37,9 @@ def predict(
             multiples of 2**d: windows then begin at multiples of this, and the image is padded to one.
         where: bool (*spatial), what is wanted; windows without any of it are not computed.
         fill: value around the image.
+        any_size: the network takes images of any size, multiples of `step`, and gives a voxel the same value in all of them but
+            for what lies near a border. Neighbouring windows are then computed as one larger one, up to the voxels of a batch:
+            what they share is computed once, and sees more of the image. The weights stay those of the single windows.
 
     Returns:
         (K, *spatial) float32; `fill` where no window was computed.
@@ -61,7 +65,9 @@ def predict(
         if where is not None:
             wanted = where.new_zeros(padded)
             wanted[inside] = where
-        return predict(network, whole, patch, overlap, batch, step, wanted, fill)[(slice(None), *inside)]
+        return predict(network, whole, patch, overlap, batch, step, wanted, fill, any_size)[(slice(None), *inside)]
+    if any_size and where is None:
+        return joined(network, image, patch, firsts(size, patch, overlap, step), batch)
     total, weights, weight = None, torch.zeros(padded, device=image.device), blend(patch, image.device)
     corners = (
         corner for corner in grid(size, patch, overlap, step) if where is None or where[window(corner, patch)].any()
@@ -76,8 +82,75 @@ def predict(
             weights[window(corner, patch)] += weight
     if total is None:
         raise ValueError("expected some of the image to be wanted, found an empty mask: give the body's mask")
-    seen = weights > 0
-    return torch.where(seen, total / weights.clamp_min(torch.finfo(torch.float32).tiny), fill)
+    total.div_(weights.clamp_min(torch.finfo(torch.float32).tiny))
+    return total if where is None else total.masked_fill_(weights == 0, fill)
+
+
+def joined(
+    network: Callable[[Tensor], Tensor],
+    image: Tensor,
+    patch: Sequence[int],
+    starts: Sequence[Sequence[int]],
+    batch: int,
+) -> Tensor:
+    """`predict` for networks that take any size: runs of windows along each axis as one, one at a time."""
+    runs = shared(starts, patch, batch * math.prod(patch))
+    weight, known = blend(patch, image.device), {}
+    total = weights = None
+    for some in product(*runs):
+        corner = [own[0] for own in some]
+        sides = [own[-1] - own[0] + side for own, side in zip(some, patch)]
+        place = window(tuple(corner), sides)
+        with torch.inference_mode():
+            made = network(image[(slice(None), *place)][None])[0].float()
+        if sides == list(image.shape[1:]):
+            return made
+        offsets = tuple(tuple(first - own[0] for first in own) for own in some)
+        if offsets not in known:
+            known[offsets] = summed(weight, offsets, sides)
+        if total is None or weights is None:
+            total, weights = made.new_zeros((len(made), *image.shape[1:])), weight.new_zeros(image.shape[1:])
+        total[(slice(None), *place)].addcmul_(made, known[offsets])
+        weights[place] += known[offsets]
+    assert total is not None and weights is not None, "an image has windows"
+    return total.div_(weights)
+
+
+def summed(weight: Tensor, offsets: Sequence[Sequence[int]], sides: Sequence[int]) -> Tensor:
+    """The weights of all windows that begin at every combination of the offsets, (*sides)."""
+    result = weight.new_zeros(tuple(sides))
+    for corner in product(*offsets):
+        result[window(corner, weight.shape)] += weight
+    return result
+
+
+def shared(starts: Sequence[Sequence[int]], patch: Sequence[int], most: int) -> list[list[list[int]]]:
+    """The first voxels of windows along each axis, cut into even runs.
+
+    Of all ways in which no run of runs has more than `most` voxels, that with the fewest voxels in all.
+    """
+    ways = [[cut_evenly(own, count) for count in range(1, len(own) + 1)] for own in starts]
+
+    def lengths(runs: list[list[int]], side: int) -> list[int]:
+        return [own[-1] - own[0] + side for own in runs]
+
+    sizes = [[lengths(way, side) for way in some] for some, side in zip(ways, patch)]
+    least: tuple[int, tuple[int, ...]] | None = None
+    for chosen in product(*(range(len(some)) for some in ways)):
+        picked = [sizes[axis][number] for axis, number in enumerate(chosen)]
+        if math.prod(map(max, picked)) > most:
+            continue
+        cost = math.prod(map(sum, picked))
+        if least is None or cost < least[0]:
+            least = cost, chosen
+    assert least is not None, "single windows fit"
+    return [ways[axis][number] for axis, number in enumerate(least[1])]
+
+
+def cut_evenly(values: Sequence[int], count: int) -> list[list[int]]:
+    """A sequence in so many parts of nearly equal length."""
+    ends = [number * len(values) // count for number in range(count + 1)]
+    return [list(values[first:last]) for first, last in pairwise(ends)]
 
 
 def window(corner: Corner, patch: Sequence[int]) -> tuple[slice, ...]:
@@ -90,12 +163,17 @@ def grid(size: Sequence[int], patch: Sequence[int], overlap: float, step: int = 
 
     Where windows cannot overlap so much, since one step is more, they lie a step apart.
     """
+    return product(*firsts(size, patch, overlap, step))
+
+
+def firsts(size: Sequence[int], patch: Sequence[int], overlap: float, step: int = 1) -> list[list[int]]:
+    """Where the windows of `grid` begin along each axis."""
     axes = []
     for side, length in zip(size, patch):
         stride = max(step, math.floor(length * (1.0 - overlap) + 1e-9) // step * step)
         count = -(-(side - length) // stride)
         axes.append([number * (side - length) // max(count, 1) // step * step for number in range(count + 1)])
-    return product(*axes)
+    return axes
 
 
 def blend(patch: Sequence[int], device: torch.device) -> Tensor:

@@ -37,7 +37,8 @@ def prepare(
             (CSV, TSV, BIDS participants.tsv) with the column label, or TABLE:COLUMN, and one of file, patient or uid;
             or "tag:BodyPartExamined" and the like for a DICOM attribute.
         pairs: scans of two kinds that belong together: "MR:CT" by patient and place, "*T1*:*T2*" by name, or a table
-            with the columns source and target. Each source is brought onto its target's grid.
+            with the columns source and target; or the folder of the targets, whose scans belong to those of `scans` by
+            patient and place or by name. Each source is brought onto its target's grid.
         masks: "auto" finds DICOM SEG and RTSTRUCT, BIDS derivatives, and files named after their scan; "none" takes
             none; "images/*.nii.gz:labels/*.nii.gz" says which belong together.
         modality: which scans of a mixed folder to take (CT, MR, CR, DX, MG, US, XA, RF, OT); for files that do not say
@@ -90,12 +91,9 @@ def plan(
     Raises:
         ValueError: there are too few usable scans, or an argument does not fit them.
     """
-    import tempfile
-
     from .overrides import choices_of
     from .scans import Request
-    from .write import Places, look_around
+    from .write import looked
 
     request = Request(str(labels), pairs, str(masks), modality, max_side, seed, choices_of(plan))
-    with tempfile.TemporaryDirectory() as folder:
-        return look_around(Places.of(Path(scans), Path(folder) / "dataset"), request).plan
+    return looked(Path(scans), request).plan

@@ -31,6 +31,7 @@ from .scans import (
     split_level,
     target_kind,
     with_structures,
+    without_partner,
 )
 
 LEAST_IMAGES = 8
@@ -202,6 +203,7 @@ def survey(
         raise ValueError(f"expected scans in {scans}, found {len(are_masks)} masks alone: give the folder of the scans")
     patients, _, _ = patient_keys(every, called)
     sources, target_of, modality, pair_words = paired(request, every, images, patients, called)
+    skipped = [*skipped, *without_partner(request, every, images, target_of)]
     chosen, declared, aside, reasons = choose_group([every[number] for number in sources], modality)
     wanted = {id(source) for source in chosen}
     sources = [number for number in sources if id(every[number]) in wanted]

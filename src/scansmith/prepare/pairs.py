@@ -1,4 +1,4 @@
-"""Pairs: which scan is the source of which target, by patient and geometry, by name patterns or by the user's table."""
+"""Pairs: which scan is the source of which target, by patient and geometry, by name patterns, by the user's table or by folders."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ..formats import Source
 from ..image import MODALITIES
 from ..preprocess.align import onto
-from . import tables
+from . import folders, tables
+from .geometry import Pairs, same_frame, within
 from .names import is_patterns, locate, match, plural
 from .registration import LEAST_CONFIDENCE, Shift, misregistration
 
 __all__ = ["LEAST_CONFIDENCE", "Shift", "find", "misregistration", "onto"]
 
-Pairs = list[tuple[int, int]]
-# Boxes that share less of the smaller one show different regions.
-LEAST_OVERLAP = 0.2
-# Candidates that differ by less cannot be told apart by geometry.
-SAME_OVERLAP = 0.02
-MOST_CANDIDATES = 8
-
 
 def find(
-    pairs: str, sources: Sequence[Source], patients: Sequence[str], names: Sequence[str]
+    pairs: str,
+    sources: Sequence[Source],
+    patients: Sequence[str],
+    names: Sequence[str],
+    modality: str | None = None,
 ) -> tuple[Pairs, tuple[str, ...]]:
     """The (source, target) pairs, by number and sorted, and in words how they were found, without anything private.
 
     Args:
         pairs: "MR:CT" (modalities; matched within a patient by geometry), "*T1*:*T2*" (name patterns, see `names.match`),
-            or the path of a table with the columns source and target (paths below root).
+            the path of a table with the columns source and target (paths below root), or the folder of the targets, see
+            `folders.find`.
         sources: the scans; masks among them are passed over.
         patients: what names each scan's patient; "patient:" and the Patient ID where it is known.
         names: each scan's posix path below root, of a series its first file's.
+        modality: what the user says that both sides are, "MR:CT", or None.
 
     Raises:
         ValueError: no pair is found, one side matches nothing, a scan would be in two pairs, or all pairs are of two
             patients.
     """
-    if Path(pairs).is_file() or pairs.lower().endswith((".csv", ".tsv")):
+    if Path(pairs).is_dir():
+        found, words = folders.find(Path(pairs), sources, patients, names, modality)
+    elif Path(pairs).is_file() or pairs.lower().endswith((".csv", ".tsv")):
         found, words = _within_patients(*_by_table(Path(pairs), sources, names), pairs, patients)
     elif is_patterns(pairs):
         found, words = _within_patients(*_by_patterns(pairs, sources, names), pairs, patients)
@@ -162,10 +162,10 @@ def _by_modality(pairs: str, sources: Sequence[Source], patients: Sequence[str])
     found: Pairs = []
     ambiguous = framed = 0
     for own, wished in groups.values():
-        chosen, unclear = _within(own, wished, sources)
+        chosen, unclear = within(own, wished, sources)
         found += chosen
         ambiguous += unclear
-        framed += sum(_same_frame(sources[one], sources[other]) for one, other in chosen)
+        framed += sum(same_frame(sources[one], sources[other]) for one, other in chosen)
     if not found:
         raise ValueError(
             f"expected a patient with {kinds[0]} and {kinds[1]} of one region for pairs {pairs!r}, found {plural(counts[0], 'source')} and {plural(counts[1], 'target')} of {plural(len(groups), 'patient')} and none that overlap: check that Patient ID (0010,0020) is the same in both, or give a CSV table with the columns source and target"
@@ -189,76 +189,3 @@ def _modality_words(kinds: list[str], found: Pairs, counts: list[int], ambiguous
             f"without a partner: {plural(left[0], f'{kinds[0]} scan')} and {plural(left[1], f'{kinds[1]} scan')}, left out"
         )
     return tuple(words)
-
-
-def _within(own: list[int], wished: list[int], sources: Sequence[Source]) -> tuple[Pairs, int]:
-    """One patient's pairs, the best fit first, and how many targets had a second source that fits as well."""
-    if not own or not wished:
-        return [], 0
-    boxes = np.array([_box(sources[number]) for number in own])
-    volumes = np.array([_voxel(sources[number]) for number in own])
-    fits = {target: _fits(target, own, boxes, volumes, sources)[:MOST_CANDIDATES] for target in wished}
-    order = [(fit, target, source) for target, some in fits.items() for fit, source in some]
-    order.sort(key=lambda entry: (tuple(-value for value in entry[0]), entry[1], entry[2]))
-    pairs: dict[int, int] = {}
-    used: set[int] = set()
-    unclear = 0
-    for fit, target, source in order:
-        if target not in pairs and source not in used:
-            unclear += any(
-                other != source and other not in used and _close(fit, other_fit) for other_fit, other in fits[target]
-            )
-            pairs[target] = source
-            used.add(source)
-    return [(source, target) for target, source in pairs.items()], unclear
-
-
-def _fits(
-    target: int, own: list[int], boxes: np.ndarray, volumes: np.ndarray, sources: Sequence[Source]
-) -> list[tuple[tuple[float, ...], int]]:
-    """(same frame, same study, overlap, likeness of the voxels) of the sources that can belong to a target, best first."""
-    wished, box = sources[target], np.array(_box(sources[target]))
-    edges = np.minimum(boxes[:, 1], box[1]) - np.maximum(boxes[:, 0], box[0])
-    shared = np.clip(edges, 0.0, None).prod(axis=1)
-    sizes, size = (boxes[:, 1] - boxes[:, 0]).prod(axis=1), (box[1] - box[0]).prod()
-    placed = np.isfinite(sizes) & np.isfinite(size)
-    with np.errstate(invalid="ignore"):
-        least, union = shared / np.minimum(sizes, size), shared / (sizes + size - shared)
-    likeness = -np.abs(np.log(volumes / _voxel(wished)))
-    result = []
-    for at in np.flatnonzero(~placed | (least >= LEAST_OVERLAP)):
-        number = own[at]
-        study = wished.study is not None and sources[number].study == wished.study
-        fit = (
-            float(_same_frame(sources[number], wished)),
-            float(study),
-            float(union[at]) if placed[at] else 0.0,
-            float(likeness[at]) if placed[at] else 0.0,
-        )
-        result.append((fit, number))
-    return sorted(result, key=lambda entry: (tuple(-value for value in entry[0]), entry[1]))
-
-
-def _close(fit: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return fit[:2] == other[:2] and abs(fit[2] - other[2]) < SAME_OVERLAP and abs(fit[3] - other[3]) < 0.1
-
-
-def _same_frame(one: Source, other: Source) -> bool:
-    return one.frame_of_reference is not None and one.frame_of_reference == other.frame_of_reference
-
-
-def _box(source: Source) -> list[list[float]]:
-    """[lowest, highest] RAS+ coordinates in mm of the box around a scan; NaN where its header does not place it."""
-    if source.affine is None:
-        return [[np.nan] * 3, [np.nan] * 3]
-    affine = np.array(source.affine).reshape(4, 4)
-    middle = affine @ np.array([*((size - 1) / 2 for size in source.shape), 1.0])
-    half = np.abs(affine[:3, :3]) @ np.array(source.shape) / 2
-    return [(middle[:3] - half).tolist(), (middle[:3] + half).tolist()]
-
-
-def _voxel(source: Source) -> float:
-    """Volume of a voxel in mm^3; 1 where unknown."""
-    if source.affine is None:
-        return 1.0
-    return max(1e-9, abs(float(np.linalg.det(np.array(source.affine).reshape(4, 4)[:3, :3]))))

@@ -15,6 +15,7 @@ from .names import plural, stem
 from .overrides import Choices
 
 NO_CHOICES = Choices()
+NO_PARTNER = "no scan of the other folder belongs to it: not used"
 # Words that de-identification leaves in Patient ID: all patients would become one.
 PLACEHOLDERS = {
     "",
@@ -44,6 +45,11 @@ class Request:
     max_side: int = 512
     seed: int = 0
     choices: Choices = NO_CHOICES
+
+    @property
+    def target_folder(self) -> Path | None:
+        """The folder of the targets, where one is given as pairs."""
+        return Path(self.pairs) if self.pairs and Path(self.pairs).is_dir() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +97,24 @@ def paired(
         return images, {}, request.modality, []
     sources = [every[number] for number in images]
     found, words = pair_sources.find(
-        request.pairs, sources, [patients[number] for number in images], [called[number] for number in images]
+        request.pairs,
+        sources,
+        [patients[number] for number in images],
+        [called[number] for number in images],
+        request.modality,
     )
     target_of = {images[source]: images[target] for source, target in found}
     return list(target_of), target_of, (request.modality or "").split(":")[0] or None, list(words)
+
+
+def without_partner(
+    request: Request, every: list[Source], images: list[int], target_of: dict[int, int]
+) -> list[Skipped]:
+    """The scans of two folders that are in no pair."""
+    if request.target_folder is None:
+        return []
+    used = {*target_of, *target_of.values()}
+    return [Skipped(every[number].files[0], NO_PARTNER) for number in images if number not in used]
 
 
 def target_kind(request: Request, every: list[Source], sources: list[int], target_of: dict[int, int]) -> str | None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from ..formats import Index
 from ..runtime import worker_count, write_atomic
 from . import labels as label_sources
 from .fingerprint import Survey, least_images, survey
+from .folders import TARGET
 from .ledger import Journal, Ledger, Pseudonyms
 from .manifest import columns_of, known_rows, near_copies, split_scans, windows_of
 from .page import write_page
@@ -37,6 +39,7 @@ class Places:
         private: file of real paths, the pseudonyms' key and the splits, beside the dataset.
         cache: folder beside the dataset: what headers said and what was read for each shard; private, safe to delete.
         unpacked: folder in it for what zip archives hold.
+        targets: folder of the targets of pairs, where they are in a folder of their own.
     """
 
     scans: Path
@@ -44,9 +47,10 @@ class Places:
     private: Path
     cache: Path
     unpacked: Path
+    targets: Path | None = None
 
     @classmethod
-    def of(cls, scans: Path, root: Path) -> Places:
+    def of(cls, scans: Path, root: Path, targets: Path | None = None) -> Places:
         beside = root.resolve()
         return cls(
             scans,
@@ -54,11 +58,20 @@ class Places:
             beside.with_name(f"{beside.name}.private.json"),
             beside.with_name(f"{beside.name}.private.cache"),
             beside.with_name(f"{beside.name}.private.cache") / "unpacked",
+            targets,
         )
 
     def name_of(self, file: Path) -> str:
-        """Posix path below the folder of scans, also of what lies in an archive."""
+        """Posix path below the folder of scans, also of what lies in an archive; of a target that below its own, behind `TARGET`."""
+        for folder in (self.targets, self.unpacked_targets):
+            if folder is not None and file.is_relative_to(folder):
+                return TARGET + file.relative_to(folder).as_posix()
         return formats.name_of(file, self.scans, self.unpacked)
+
+    @property
+    def unpacked_targets(self) -> Path | None:
+        """Folder for what zip archives of targets hold."""
+        return self.unpacked.with_name("unpacked-targets") if self.targets else None
 
 
 def prepare(
@@ -68,8 +81,12 @@ def prepare(
     workers: int | None = None,
 ) -> dict[str, Any]:
     """See `scansmith.prepare.prepare`."""
+    targets = request.target_folder
     refuse_inside(scans, root)
-    places = Places.of(scans, root)
+    if targets:
+        refuse_inside(targets, root)
+        refuse_nested(scans, targets)
+    places = Places.of(scans, root, targets)
     asked = request_of(scans, request)
     earlier = _read_private(places.private)
     if earlier.get("request") == asked and _generation(root) == earlier.get("generation"):
@@ -102,19 +119,36 @@ def look_around(
         earlier: the private file of an earlier run; None looks without leaving a trace.
     """
     tags = label_sources.tags_needed(request.labels)
-    index = Index.load(places.cache / "index.jsonl") if earlier is not None else Index(tags)
-    found = formats.discover(
-        places.scans,
-        index=index,
-        workers=workers or worker_count(None, 10_000),
-        unpack_into=places.unpacked,
-        tags=tags,
-    )
-    if earlier is not None:
-        index.save(places.cache / "index.jsonl")
+    found = _listed(places.scans, places.unpacked, places.cache / "index.jsonl", tags, workers, earlier is not None)
+    if places.targets and places.unpacked_targets:
+        index = places.cache / "index-targets.jsonl"
+        more = _listed(places.targets, places.unpacked_targets, index, tags, workers, earlier is not None)
+        found = [*found[0], *more[0]], [*found[1], *more[1]]
     names = {source.files[0]: places.name_of(source.files[0]) for source in found[0]}
     kept = _kept_choices(places.root, request, earlier)
     return survey(found, places.scans, names, request, kept, workers)
+
+
+def _listed(
+    scans: Path, unpacked: Path, index_file: Path, tags: tuple[str, ...], workers: int | None, kept: bool
+) -> tuple[list[formats.Source], list[formats.Skipped]]:
+    """What a folder holds; with `kept`, what headers say is taken from the index file and kept in it."""
+    index = Index.load(index_file) if kept else Index(tags)
+    found = formats.discover(
+        scans, index=index, workers=workers or worker_count(None, 10_000), unpack_into=unpacked, tags=tags
+    )
+    if kept:
+        index.save(index_file)
+    return found
+
+
+def looked(scans: Path, request: Request) -> Survey:
+    """What `prepare` would find and do; nothing is kept on disk."""
+    targets = request.target_folder
+    if targets:
+        refuse_nested(scans, targets)
+    with tempfile.TemporaryDirectory() as folder:
+        return look_around(Places.of(scans, Path(folder) / "dataset", targets), request)
 
 
 def _kept_choices(root: Path, request: Request, earlier: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -130,6 +164,14 @@ def refuse_inside(scans: Path, root: Path) -> None:
     if scans.is_dir() and root.resolve().is_relative_to(scans.resolve()):
         raise ValueError(
             f"expected the dataset outside the folder of scans, got {root} inside {scans}: what is written there would be read as scans next time"
+        )
+
+
+def refuse_nested(scans: Path, targets: Path) -> None:
+    one, other = scans.resolve(), targets.resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise ValueError(
+            f"expected two folders side by side, got {scans} and {targets}: one holds the other, so that its scans would be on both sides"
         )
 
 
@@ -191,7 +233,11 @@ def _cases(
         names.case(called(entry.file)): {"files": [str(entry.file.absolute())], "skipped": entry.reason}
         for entry in skipped
     } | {
-        names.case(scan.name): {"files": [str(file.absolute()) for file in scan.files], "patient": scan.patient}
+        names.case(scan.name): {
+            "files": [str(file.absolute()) for file in scan.files],
+            "source": [str(file.absolute()) for file in scan.source.files],
+            "patient": scan.patient,
+        }
         for scan in found.scans
     }
 
@@ -235,9 +281,9 @@ def arguments_of(request: Request) -> str:
 def request_of(scans: Path, request: Request) -> str:
     """Hash of the arguments and of every file's path, size and time of change: equal when there is nothing new to do."""
     state = hashlib.sha256(f"{scans.resolve()}\0{arguments_of(request)}".encode("utf-8", "surrogateescape"))
-    files = (
-        [Path(folder) / name for folder, _, names in os.walk(scans) for name in names] if scans.is_dir() else [scans]
-    )
+    tops = [top for top in (scans, request.target_folder) if top is not None]
+    files = [top for top in tops if not top.is_dir()]
+    files += [Path(folder) / name for top in tops for folder, _, names in os.walk(top) for name in names]
     tables = [
         Path(text.rsplit(":", 1)[0]) for text in (request.labels, request.pairs or "", request.masks) if "." in text
     ]
