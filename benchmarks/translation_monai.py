@@ -397,13 +397,13 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=160, help="phantoms")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", choices=["inference", "training"])
-    parser.add_argument("--quick", action="store_true", help="small scans, .3 minutes, one rate: to try the way")
+    parser.add_argument("--quick", action="store_true", help="small scans, one minute, one rate: to try the way")
     options = parser.parse_args()
     torch.set_num_threads(1)
     minutes, rates = options.minutes, [float(rate) for rate in options.rates.split(",")]
     rounds, patients, scans = options.rounds, options.patients, SCANS
     if options.quick:
-        minutes, rates, rounds, patients, scans = 0.3, rates[:1], 3, 24, QUICK
+        minutes, rates, rounds, patients, scans = 1.0, rates[:1], 3, 24, QUICK
     lines = [f"{date.today()}, {platform.machine()}, one thread, {rounds} rounds, {minutes:g} minutes each", ""]
     if options.only != "training":
         lines += [*inferers(rounds, scans), ""]

@@ -253,7 +253,7 @@ def hippocampus(masks: str) -> Callable[[Path, Path], None]:
 
 
 PGBM, KERNELS = "dicom_paired_series_pgbm/Study3", "dicom_ct_kernel_pair_phantom"
-VOLUMES = "39 of 70 volumes learned from, 7 to choose, 14 to calibrate, 10 judged, at random"
+VOLUMES = "38 of 70 volumes learned from, 7 to choose, 14 to calibrate, 11 judged, at random"
 LABELS = "images/*.nii.gz:labels/*.nii.gz"
 SETS = {
     "harvard": Set("brain MR -> CT, 8-bit slices", "paired", "by case: 2, 16, 21, 28 learned from, 32 to choose, 20 and 34 judged", harvard),
@@ -295,8 +295,9 @@ def measured(name: str, one: Set, shared: Path, out: Path, minutes: float, seed:
         return found
     step = "prepare"
     try:
-        if not (work / "data" / "dataset.json").is_file():
+        if not (work / "prepared.json").is_file():
             one.make(shared, work)
+            write_json(work / "prepared.json", {"set": name})
         step, to = "train", work / "to"
         other = to if to.is_dir() else None
         trained = train(work / "data", work / "run", minutes=minutes, task=one.task, to=other, seed=seed, device=device)  # type: ignore[arg-type]
@@ -304,7 +305,9 @@ def measured(name: str, one: Set, shared: Path, out: Path, minutes: float, seed:
         judgement = evaluate(judged, work / "run" / "model", work / "evaluated", device=device)
         step = "translate"
         files = checked(work, shared / one.series, device) if one.series else None
-    except (ValueError, RuntimeError, OSError, KeyError, IndexError, AssertionError, TypeError) as error:
+    except Interrupted:
+        raise
+    except Exception as error:
         return {"failed": f"{step}: {type(error).__name__}: {error}"}
     result = {
         "images": trained["images"],
@@ -393,11 +396,14 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
 def metric_rows(judgement: Mapping[str, Any]) -> Iterable[str]:
     """ "MAE, HU | 42.7 | 41.0, 44.3 | line 329, identity 358" for each metric that was measured."""
     metrics = judgement["metrics"]
-    own = next(name for name in OURS if name in metrics)
-    for metric, (word, decimals) in METRICS.items():
-        if metric not in metrics[own]:
-            continue
-        units = f", {judgement['units']}" if metric == "mae" else ""
+    own = next((name for name in OURS if name in metrics), next(iter(metrics)))
+    shown = sorted(
+        (name for name in metrics[own] if name.split()[0] in METRICS),
+        key=lambda name: [*METRICS].index(name.split()[0]),
+    )
+    for metric in shown:  # "dice 1" is that of a label
+        word, decimals = METRICS[metric.split()[0]]
+        units = f", {judgement['units']}" if metric == "mae" else metric[len(metric.split()[0]) :]
         each = ", ".join(number(value, decimals) for value in metrics[own][metric]["each"])
         others = [
             f"{name} {number(entry[metric]['value'], decimals)}"

@@ -652,7 +652,7 @@ MISPLACED = {
     "turned": lambda image: replace(image, affine=image.affine @ np.diag([-1.0, -1, 1, 1])),
     "moved": lambda image: replace(image, affine=image.affine + np.outer([1, 1, 1, 0], [0, 0, 0, 3.0])),
     "of another extent": lambda image: replace(image, affine=image.affine @ np.diag([1, 1, 1.2, 1])),
-    "sheared": lambda image: replace(image, affine=image.affine + 0.1 * np.eye(4)[:, [0, 1, 3, 2]] @ np.eye(4)),
+    "sheared": lambda image: replace(image, affine=image.affine + 0.3 * np.outer(image.affine[:, 1], [0, 0, 1, 0])),
 }
 
 

@@ -24,7 +24,7 @@ from scansmith.evaluate import words
 from scansmith.metrics import prdc, radiomics, random_conv
 from scansmith.prepare import copies, fingerprint, overrides, split
 from scansmith.preprocess import crop, dimensions
-from scansmith.run import STAGES
+from scansmith.run.plan import MAKING
 from scansmith.train import kinds, probe, recipes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -288,7 +288,7 @@ def test_every_field_of_a_recipe_is_explained():
 
 def test_the_tutorial_names_the_stages_of_a_run():
     text = (ROOT / "docs" / "start.md").read_text()
-    assert all(f"| {stage} |" in text for stage in STAGES)
+    assert all(f"| {stage} |" in text for stage in MAKING)
 
 
 def test_the_pages_name_the_limits_that_the_code_uses():

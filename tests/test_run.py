@@ -15,11 +15,15 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image as Picture
 
 import scansmith
 from scansmith import phantom, run, train
+from scansmith.dataset import Dataset
+from scansmith.run.job import Job
+from scansmith.run.plan import survey, task_of
 from scansmith.runtime import Interrupted
 from scansmith.train import loop, probe
 
@@ -180,6 +184,148 @@ def test_whole_volumes_are_learned_made_and_judged_where_the_plan_says_so(tmp_pa
     assert "single slice" not in page and page.count("--plan &#39;{&#34;dimensions&#34;: 3}&#39;") == 2
     with pytest.raises(ValueError, match=r"plan .*dimensions"):
         run(scans, out, minutes=MINUTES, count=8)
+
+
+# ------------------------------------------------------------------------------------------------ translations
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory):
+    """MR and CT of phantom patients in two folders; one patient has no CT, another no MR."""
+    folder = tmp_path_factory.mktemp("sides")
+    phantom(folder, patients=10, slices=2, size=32, modality="all")
+    for path in (folder / "scans").iterdir():
+        for side, kind in (("source", "T1"), ("target", "CT")):
+            (folder / side / path.name).mkdir(parents=True)
+            (path / kind).rename(folder / side / path.name / kind)
+    shutil.rmtree(folder / "source" / "patient-0002")
+    shutil.rmtree(folder / "target" / "patient-0007")
+    return folder / "source", folder / "target"
+
+
+@pytest.fixture(scope="module")
+def translation(sides, tmp_path_factory):
+    out = tmp_path_factory.mktemp("translation") / "out"
+    return out, run(sides[0], out, to=sides[1], minutes=MINUTES)
+
+
+def test_two_folders_that_belong_together_give_translated_held_out_scans_and_a_report(translation, sides):
+    out, result = translation
+    text = " ".join(result["plan"])
+    for words in ("learned: to translate sources to their targets, from pairs", "pairs: 8 of 9 sources and 9 targets, by patient and position",
+                  "without a partner: 1 source and 1 target", "translate 3 s"):  # fmt: skip
+        assert words in text, words
+    assert list(result["stages"]) == ["prepare", "train", "translate", "evaluate", "report"]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert result["verdict"] == metrics["words"] and metrics["units"] == "HU" and (out / "report.html").is_file()
+    assert {Path(entry["file"]).parent.parent.name for entry in result["skipped"]} == {"patient-0002", "patient-0007"}
+    cases = json.loads((out / "dataset.private.json").read_text())["cases"]
+    data = Dataset.open(out / "dataset")
+    held = {str(case) for case in data.columns["case"][data.rows("holdout")]}
+    patients = {Path(cases[case]["source"][0]).parent.parent.name for case in held}
+    made = {path.relative_to(out / "translated").parts[0] for path in (out / "translated").rglob("*.dcm")}
+    assert made == patients and len(held) == metrics["patients"]
+    for path in (out / "translated").rglob("*/T1/*.dcm"):
+        assert pydicom.dcmread(path).Modality == "CT" and pydicom.dcmread(path).SyntheticData == "YES"
+
+
+def test_no_path_reaches_what_is_not_private_of_a_translation(translation, sides):
+    out, _ = translation
+    for path in out.rglob("*"):
+        if path.is_file() and ".private." not in str(path) and "translated" not in path.parts:
+            content = path.read_bytes()
+            assert not any(str(side).encode() in content or b"patient-0002" in content for side in sides), path
+
+
+def test_a_finished_translation_stays_and_goes_on_from_what_is_missing(translation, sides, capsys):
+    out, first = translation
+    before = (out / "model" / "model.safetensors").read_bytes()
+    state = json.loads((out / "run.json").read_text())
+    del state["stages"]["translate"]["done"]
+    (out / "run.json").write_text(json.dumps(state))
+    shutil.rmtree(out / "translated")
+    again = run(sides[0], out, to=sides[1], minutes=MINUTES)
+    assert again["verdict"] == first["verdict"] and (out / "translated" / "translated.json").is_file()
+    assert (out / "model" / "model.safetensors").read_bytes() == before
+    with pytest.raises(ValueError, match=r"to 'folder' -> None"):
+        run(sides[0], out, minutes=MINUTES)
+
+
+def test_the_plan_of_a_translation_names_who_has_no_partner_on_the_terminal_alone(sides, tmp_path, capsys):
+    result = run(sides[0], tmp_path / "out", to=sides[1], minutes=MINUTES, plan_only=True)
+    shown = capsys.readouterr().err
+    assert "patient-0002" in shown and "patient-0007" in shown and not (tmp_path / "out").exists()
+    assert not any("patient-00" in sentence for sentence in result["plan"])
+
+
+def test_folders_without_anything_in_common_are_learned_without_pairs(sides, tmp_path):
+    phantom(tmp_path, patients=9, slices=2, size=40, seed=9, modality="CT")
+    others = tmp_path / "others"
+    others.mkdir()
+    for number, path in enumerate(sorted((tmp_path / "scans").iterdir())):
+        for file in (path / "CT").iterdir():
+            dataset = pydicom.dcmread(file)
+            dataset.PatientID = f"stranger-{number}"
+            dataset.save_as(file)
+        path.rename(others / f"x{number}")
+    job = job_of(sides[0], tmp_path / "out", to=others)
+    found = survey(job)
+    assert found.task == "unpaired" and found.targets.plan.modality == "CT" and found.plan.modality == "MR"
+    assert found.targets.plan.spacing == found.plan.spacing and "no two scans" in found.words
+    assert task_of(found).made == 1
+    with pytest.raises(ValueError, match="--pairs"):
+        survey(replace(job, task="paired"))
+    assert survey(replace(job_of(*sides, to=sides[1]), task="unpaired")).task == "unpaired"
+
+
+def job_of(scans, out, **options):
+    usual = dict(minutes=MINUTES, task="auto", to=None, pairs=None, labels="auto", masks="auto", modality=None, plan=None, count=None, seed=0, device="cpu")  # fmt: skip
+    return Job(scans=scans, out=out, **usual | options)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"to": "target", "pairs": "MR:CT"}, "expected --to or --pairs, got both"),
+        ({"to": "target", "task": "segment"}, "with the task 'segment'.*--masks"),
+        ({"pairs": "MR:CT", "task": "make"}, "expected no --pairs with the task 'make'"),
+        ({"task": "paired"}, r"expected a folder to translate to \(--to\), or --pairs"),
+        ({"task": "unpaired"}, r"expected a folder to translate to \(--to\)"),
+        ({"to": "nowhere"}, "found none at .*nowhere"),
+        ({"to": "target", "count": 9}, "expected no --count"),
+    ],
+)
+def test_options_of_a_translation_that_do_not_fit_are_refused_before_anything_is_read(sides, tmp_path, options, words):
+    if "to" in options:
+        options = {**options, "to": sides[0].parent / options["to"]}
+    with pytest.raises(ValueError, match=words):
+        run(sides[0], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_good_scans_alone_teach_to_denoise_and_the_line_is_the_same(sides, tmp_path):
+    result = run(sides[1], tmp_path / "out", task="denoise", minutes=MINUTES, device="cpu")
+    assert "learned: to take noise out of scans" in result["plan"][0]
+    config = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
+    assert config["translation"]["task"] == "denoise" and result["verdict"]
+    assert list((tmp_path / "out" / "translated").rglob("CT/*.dcm"))
+
+
+def test_a_task_that_needs_masks_says_so_in_its_plan(sides, tmp_path):
+    with pytest.raises(ValueError, match=r"expected scans with masks .* 'segment', found none.*--masks"):
+        run(sides[1], tmp_path / "out", task="segment", minutes=MINUTES)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_of_pairs_gives_the_same_as_two_folders(sides, tmp_path):
+    both = tmp_path / "both"
+    for name, side in zip(("mr", "ct"), sides):
+        shutil.copytree(side, both / name)
+    rows = [f"mr/{path.name}/T1,ct/{path.name}/CT" for path in sides[0].iterdir() if (sides[1] / path.name).is_dir()]
+    (tmp_path / "pairs.csv").write_text("\n".join(["source,target", *rows]) + "\n")
+    found = survey(job_of(both, tmp_path / "out", pairs=str(tmp_path / "pairs.csv")))
+    assert found.task == "paired" and "pairs: 8 from the table" in found.plan.reasons
+    assert found.plan.images == survey(job_of(sides[0], tmp_path / "out", to=sides[1])).plan.images
 
 
 # ------------------------------------------------------------------------------------------------ bad input

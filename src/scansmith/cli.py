@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             prog="scansmith",
             args=arguments or ["--help"],
             config=(tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff),
-            description="Give it a folder of CT, MR or X-ray scans: it makes more of them and says how far they can be trusted. Start with: scansmith run SCANS OUT",
+            description="Give it a folder of CT, MR or X-ray scans: it makes more of them, or with a second folder (--to) translates them, and says how far they can be trusted. Start with: scansmith run SCANS OUT",
         )
         return code
     except Interrupted as stop:

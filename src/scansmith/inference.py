@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from . import windows
+from .networks.blocks import CHANNELS_LAST
 from .networks.unet import padding_to
 
 AT_ONCE = 2**19  # pixels of an image that the network sees whole; volumes are always cut into windows
@@ -36,9 +40,9 @@ def translate(network: nn.Module, source: np.ndarray, patch: Sequence[int], devi
 
     planes = 1
 
-    def flat(windowed: torch.Tensor) -> torch.Tensor:
+    def flat(windowed: Tensor) -> Tensor:
         nonlocal planes
-        out: torch.Tensor = network(windowed)
+        out = applied(network, windowed)
         planes = out.shape[1]
         return out.flatten(1, 2)
 
@@ -46,12 +50,34 @@ def translate(network: nn.Module, source: np.ndarray, patch: Sequence[int], devi
     return made.unflatten(0, (planes, -1)).cpu().numpy()
 
 
-def whole(network: nn.Module, image: torch.Tensor, step: int) -> np.ndarray:
+def whole(network: nn.Module, image: Tensor, step: int) -> np.ndarray:
     """(C, H, W) -> (planes, channels, H, W) in one pass, padded to a multiple of `step`."""
     around = padding_to(image.shape[1:], step)
     padded = F.pad(image[None], [side for pair in reversed(around) for side in pair], value=AIR)
     with torch.inference_mode():
-        made = network(padded)[0].float()
+        made = applied(network, padded)[0].float()
     inside = tuple(slice(before, before + side) for (before, _), side in zip(around, image.shape[1:]))
     result: np.ndarray = made[(slice(None), slice(None), *inside)].cpu().numpy()
     return result
+
+
+def applied(network: nn.Module, images: Tensor) -> Tensor:
+    """The network's output for a batch, in the layout and by the routines that are quick on its device."""
+    swift: AbstractContextManager[Any] = nullcontext()
+    if images.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        images, swift = images.to(memory_format=CHANNELS_LAST[images.ndim - 2]), OneDnn()
+    with swift:
+        made: Tensor = network(images)
+    return made
+
+
+class OneDnn(TorchFunctionMode):
+    """Inside, oneDNN computes float32 convolutions of volumes, also of a single one, which PyTorch leaves to a slower routine."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.conv3d and not kwargs and len(args) == 7 and args[0].dtype == torch.float32:
+            volumes, weight, bias, stride, padding, dilation, groups = args
+            return torch.ops.aten.mkldnn_convolution(volumes, weight, bias, padding, stride, dilation, groups)
+        return func(*args, **kwargs or {})

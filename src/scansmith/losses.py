@@ -191,6 +191,30 @@ def structural(made: Tensor, real: Tensor, weight: Tensor) -> Tensor:
     return _mean(1.0 - similar, weight.expand_as(real)[(slice(None), slice(None), *inner)])
 
 
+def dice(scores: Tensor, real: Tensor, weight: Tensor) -> Tensor:
+    """1 - the mean soft Dice coefficient of the labels over the batch, from softmax (Milletari 2016, eq. 1, without squares).
+
+    Over the batch, so that a patch without a label does not count for nothing or all. Labels that are in no target of the batch are
+    left out; 0 without any.
+
+    Args:
+        scores: (B, 1 + labels, *spatial) logits, background first.
+        real: the same shape, one-hot.
+        weight: (B, 1, *spatial); 0 beyond an image's borders.
+    """
+    axes = (0, *range(2, scores.ndim))
+    share = scores.float().softmax(1)[:, 1:]
+    real, counts = real[:, 1:], (weight > 0).to(share.dtype)
+    both, sizes = (share * real * counts).sum(axes), ((share + real) * counts).sum(axes)
+    seen = ((real * counts).sum(axes) > 0).to(share.dtype)
+    return _mean(1.0 - (2.0 * both + 1e-5) / (sizes + 1e-5), seen)
+
+
+def cross_entropy(scores: Tensor, real: Tensor, weight: Tensor) -> Tensor:
+    """Mean -log softmax of the true class over what counts; arguments as for `dice`."""
+    return _mean(-(scores.float().log_softmax(1) * real).sum(1, keepdim=True), (weight > 0).float())
+
+
 def window_means(x: Tensor) -> Tensor:
     """Means over windows of 7 voxels a side inside the image, (B, C, *spatial) -> 6 fewer along each axis; sums of sums, as 7 = 4 + 2 + 1."""
     for axis in range(2, x.ndim):

@@ -44,17 +44,24 @@ def translate(
     Raises:
         ValueError: a model that makes scans, or no scan that can be translated.
     """
+    return translate_files(Path(model), Path(scans), None, Path(out), maps, force, device)
+
+
+def translate_files(
+    model: Path, scans: Path, only: Sequence[Path] | None, out: Path, maps: bool, force: bool, device: str
+) -> dict[str, Any]:
+    """`translate` for those files of the folder alone; None takes all."""
     from . import formats
     from .model import load
     from .runtime import Progress, choose_device, write_json
     from .translator import promise
 
-    opened, scans, out = load(model), Path(scans), Path(out)
+    opened = load(model)
     if "translation" not in opened.config:
         raise ValueError(f"expected a model that translates in {model}, found one that makes scans: use synthesize")
     chosen = choose_device(device)
     opened.generator.to(chosen)
-    found, skipped = formats.discover(scans)
+    found, skipped = formats.discover(scans, only)
     written: dict[str, list[str]] = {}
     earlier = finished(out, opened.hash, maps)
     sources = [source for source in found if source.role == "image" or opened.config["translation"]["input"] == "mask"]

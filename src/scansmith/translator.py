@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,17 +12,18 @@ import torch
 from . import degradations, familiarity, inference
 from .conformal import widened
 from .familiarity import Judgement
-from .image import Image
+from .image import PICTURES, Image
 from .intensity import IntensityMap
 from .model import Model
 from .pairings import label_map, one_hot
 from .preprocess import align, corrected, resize, resize_volume, volumes, window_of
-from .preprocess.slices import SAME_SPACING, Axes, Slices, lying, turned
+from .preprocess.slices import SAME_SPACING, Axes, Slices, lying, lying_as, turned
 from .preprocess.volumes import spacing_of
 from .preprocess.window import unclipped
 
 LOWEST_HU, HIGHEST_HU = -1024.0, 3071.0
 AIR = -1.0
+PICTURE_FILES = ("png", "jpeg", "tiff")
 ALONE = ("denoise", "superresolve")  # tasks that good scans alone teach: source and target have one scale
 FINEST = 8.0  # times as many voxels along an axis as the scan has
 
@@ -44,7 +45,22 @@ class Translated:
     words: str
 
 
-def translated(model: Model, scan: Image, format: str, device: torch.device) -> Translated:
+@dataclass(frozen=True)
+class Ready:
+    """A scan as its voxels are worked on.
+
+    Attributes:
+        image: axes at right angles, corrected, for super-resolution refined; float32, of a label map as it is.
+        axes: how its slices lie.
+        begins: (K, 2) where each slice of a tilted stack begins in it along I and J; None of other scans.
+    """
+
+    image: Image
+    axes: Axes
+    begins: np.ndarray | None
+
+
+def translated(model: Model, scan: Image, format: str, device: torch.device, ready: Ready | None = None) -> Translated:
     """Translate one scan.
 
     Args:
@@ -52,31 +68,33 @@ def translated(model: Model, scan: Image, format: str, device: torch.device) -> 
         scan: as `formats.read` gives it.
         format: of its file, which says how its slices lie.
         device: where to compute.
+        ready: `prepared` of them, where it is known.
 
     Raises:
         ValueError: other channels or labels than the model learned, or no contrast.
     """
     settings = model.config["translation"]
-    work, lie = prepared(model, scan, format)
     encode = encoder(model, scan)
-    planes = through(model, work, lie, encode, device)
-    home = scan
+    ready = ready or prepared(model, scan, format)
+    planes = through(model, ready.image, ready.axes, encode, device)
+    home = replace(scan, affine=ready.image.affine) if ready.begins is None else scan
     if settings["task"] == "superresolve":
         upright = volumes.straight(scan) if model.grid.dimensions == 3 else scan
-        planes = faithful(model, upright, lie, planes)
-        home = on_finer(scan, finer(model, upright, lie))
+        planes = faithful(model, upright, ready.axes, planes)
+        home = on_finer(scan, finer(model, upright, ready.axes))
     inside = None
-    if work.array.shape[1:] != home.array.shape[1:]:  # a tilted stack was straightened
-        placed = replace(work, array=np.concatenate(planes), window=None)
+    if ready.begins is not None:
+        planes = [volumes.slid_back(plane, ready.begins, scan.array.shape[1:]) for plane in planes]
+    elif ready.image.array.shape[1:] != home.array.shape[1:]:  # a tilted stack was straightened
+        placed = replace(ready.image, array=np.concatenate(planes), window=None)
         back = align.onto(placed, home, np.nan)[0].astype(np.float32)
         inside = np.isfinite(back[:1])
         planes = list(np.where(inside, back, AIR).reshape(len(planes), -1, *home.array.shape[1:]))
-        work = home
     values = OUTPUTS[settings["output"]](model, planes, target_window(model, scan))
     about: dict[str, Any] = {"modality": settings["target"]["modality"], "notes": (), "window": None}
     units = {"trust": "ratio", "confidence": "ratio"}
     images = {
-        name: replace(work, array=array, units=units.get(name, model.intensity.units), **about)
+        name: replace(home, array=array, units=units.get(name, model.intensity.units), **about)
         for name, array in values.items()
     }
     if inside is not None and "trust" in images:
@@ -91,17 +109,34 @@ def promise(model: Model) -> str:
     return str(calibration["words"]) if calibration else "no bounds: the model gives none"
 
 
-def prepared(model: Model, scan: Image, format: str) -> tuple[Image, Axes]:
-    """The scan as its voxels are worked on: axes at right angles, corrected, for super-resolution refined; and how its slices lie."""
+def prepared(model: Model, scan: Image, format: str) -> Ready:
+    """The scan as its voxels are worked on."""
     settings, volume = model.config["translation"], model.grid.dimensions == 3
-    choices = settings["choices"]
-    work = volumes.straight(scan, "nearest" if settings["input"] == "mask" else "linear") if volume else scan
-    axes, _ = lying(work, "volume" if volume else format)
-    if settings["input"] == "mask":
-        return work, axes
-    work = replace(work, array=work.array.astype(np.float32))
+    choices, mask = settings["choices"], settings["input"] == "mask"
+    work, begins = scan, None
+    if volume and settings["task"] == "superresolve":
+        work = volumes.straight(scan)
+    elif volume:
+        work, begins = volumes.slid(scan, 0.0 if mask else background(scan))
+    axes = turning(model, work, format)
+    if mask:
+        return Ready(work, axes, begins)
+    work = replace(work, array=work.array.astype(np.float32, copy=False))
     work = corrected(work, choices["bias_field"], choices["landmarks"])
-    return (refined(model, work, axes) if settings["task"] == "superresolve" else work), axes
+    return Ready(refined(model, work, axes) if settings["task"] == "superresolve" else work, axes, begins)
+
+
+def background(scan: Image) -> float:
+    """The value beside a scan: air."""
+    return LOWEST_HU if scan.units == "HU" else float(scan.array.min())
+
+
+def turning(model: Model, scan: Image, format: str) -> Axes:
+    """How the slices of a scan lie: volumes upright, slices as nearly all that the model learned from, else as prepared."""
+    learned = model.config["translation"].get("lying")
+    if model.grid.dimensions == 2 and learned and scan.modality not in PICTURES and format not in PICTURE_FILES:
+        return lying_as(scan, tuple((int(axis), int(sign)) for axis, sign in learned))
+    return lying(scan, "volume" if model.grid.dimensions == 3 else format)[0]
 
 
 def refined(model: Model, scan: Image, axes: Axes) -> Image:
@@ -206,10 +241,9 @@ def target_window(model: Model, scan: Image) -> IntensityMap:
 
 def physical(window: IntensityMap, encoded: np.ndarray) -> np.ndarray:
     """Encoded -> float32 in the target's units, not cut at the window's ends; HU within what CT can hold."""
-    values = (encoded.astype(np.float64) + 1.0) / 2.0 * (window.high - window.low) + window.low
-    if window.units == "HU":
-        values = np.clip(values, LOWEST_HU, HIGHEST_HU)
-    return values.astype(np.float32)
+    values = np.multiply(encoded, np.float32((window.high - window.low) / 2.0), dtype=np.float32)
+    values += np.float32((window.high + window.low) / 2.0)
+    return np.clip(values, LOWEST_HU, HIGHEST_HU, out=values) if window.units == "HU" else values
 
 
 def as_image(model: Model, planes: Sequence[np.ndarray], window: IntensityMap) -> dict[str, np.ndarray]:
@@ -245,40 +279,40 @@ OUTPUTS: dict[str, Callable[[Model, Sequence[np.ndarray], IntensityMap], dict[st
 def through(model: Model, work: Image, axes: Axes, encode: Encode, device: torch.device) -> list[np.ndarray]:
     """What the network gives, encoded: each plane float32 (C', I, J, K) on the voxels of `work`."""
     scan = turned(work, axes, "")
-    each = (
-        iter([of_volume(model, scan, encode, device)])
-        if model.grid.dimensions == 3
-        else of_slices(model, scan, encode, device)
-    )
-    made: list[np.ndarray] = []
-    views: list[np.ndarray] = []
-    for k, planes in enumerate(each):
-        if not made:
-            made = [np.empty((planes.shape[1], *work.array.shape[1:]), np.float32) for _ in planes]
-            # (K, C', H, W), written through
-            views = [turned(replace(work, array=array), axes, "").array for array in made]
-        for view, plane in zip(views, planes):
-            if model.grid.dimensions == 3:
-                view[...] = plane.swapaxes(0, 1)
-            else:
-                view[k] = plane
-    return made
+    make = of_volume if model.grid.dimensions == 3 else of_slices
+    made = make(model, scan, encode, device)
+    return [turned_back(plane, axes) for plane in made]
 
 
-def of_slices(model: Model, scan: Slices, encode: Encode, device: torch.device) -> Iterator[np.ndarray]:
-    """(planes, C', H, W) of each slice, which is brought to the model's pixel size and back."""
+def turned_back(plane: np.ndarray, axes: Axes) -> np.ndarray:
+    """(C', D, H, W) of slices that were turned by `axes` -> a view (C', I, J, K)."""
+    for number, (_, sign) in enumerate(axes):
+        plane = np.flip(plane, 3 - number) if sign < 0 else plane
+    place = {axis: 3 - number for number, (axis, _) in enumerate(axes)}
+    return plane.transpose(0, *(place[axis] for axis in range(3)))
+
+
+def of_slices(model: Model, scan: Slices, encode: Encode, device: torch.device) -> np.ndarray:
+    """(planes, C', D, H, W) of slices, each of which is brought to the model's pixel size and back."""
     settings = model.config["translation"]
     size = scan.array.shape[2:]
-    height, width = (max(1, round(side * factor)) for side, factor in zip(size, factors(model, scan)))
+    wished = [max(1, round(side * factor)) for side, factor in zip(size, factors(model, scan))]
     last, count = len(scan.array) - 1, settings["neighbours"]
-
-    def brought(k: int) -> np.ndarray:
-        return encode(np.asarray(scan.array[k], np.float32), (height, width))
-
+    around: dict[int, np.ndarray] = {}  # the slices that the next one needs
+    result = None
     for k in range(last + 1):
-        around = [brought(min(max(k + step, 0), last)) for step in range(-count, count + 1)]
-        made = inference.translate(model.generator, np.concatenate(around), settings["patch"], device)
-        yield resize(made, *size)
+        near = [min(max(k + step, 0), last) for step in range(-count, count + 1)]
+        around = {
+            one: around[one] if one in around else encode(np.asarray(scan.array[one], np.float32), wished)
+            for one in near
+        }
+        source = np.concatenate([around[one] for one in near])
+        made = inference.translate(model.generator, source, settings["patch"], device)
+        if result is None:
+            result = np.empty((*made.shape[:2], last + 1, *size), np.float32)
+        result[:, :, k] = resize(made, *size)
+    assert result is not None, "a scan has slices"
+    return result
 
 
 def of_volume(model: Model, scan: Slices, encode: Encode, device: torch.device) -> np.ndarray:
@@ -309,7 +343,7 @@ def factors(model: Model, scan: Slices) -> Sequence[float]:
 # ------------------------------------------------------------------------------------------------ refusal
 
 
-def judged(model: Model, scan: Image, format: str) -> Judgement | None:
+def judged(model: Model, scan: Image, format: str, ready: Ready | None = None) -> Judgement | None:
     """Whether the scan is like those that the model learned from; what lies beyond the middle of its learned extent is not looked at.
 
     None for label maps, which may show any anatomy.
@@ -318,14 +352,15 @@ def judged(model: Model, scan: Image, format: str) -> Judgement | None:
     if model.config["familiarity"] is None:
         return None
     choices, window = settings["choices"], source_window(model, scan)
-    work, axes = prepared(model, scan, format)
-    slices = turned(work, axes, "")
+    ready = ready or prepared(model, scan, format)
+    slices = turned(ready.image, ready.axes, "")
     stored = [choices["depth"] if model.grid.dimensions == 3 else None, choices["height"], choices["width"]]
     factor = [1.0] * (3 - model.grid.dimensions) + list(factors(model, slices))
     array = slices.array.swapaxes(0, 1)
     for axis, (most, times) in enumerate(zip(stored, factor), 1):
         kept = array.shape[axis] if most is None else min(array.shape[axis], max(1, round(most / times)))
-        array = array.take(range((array.shape[axis] - kept) // 2, (array.shape[axis] - kept) // 2 + kept), axis)
+        first = (array.shape[axis] - kept) // 2
+        array = array[(*(slice(None),) * axis, slice(first, first + kept))]
     modality = settings["source"]["modality"] if scan.modality == "OT" else scan.modality
     features = familiarity.describe(unclipped(array, window.low, window.high), spacing_of(slices), modality)
     return familiarity.judge(features, model.config["familiarity"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 SIGMA = 0.125  # of a window's side: deviation of the Gaussian by which windows are weighed (Isensee 2021)
-LEAST = 1e-3  # weight at a window's corners, of that in its middle: no voxel is left without
+LEAST = 1e-4  # weight at a window's borders along each axis, of that in its middle: no voxel is left without
 Corner = tuple[int, ...]
 
 
@@ -177,9 +177,13 @@ def firsts(size: Sequence[int], patch: Sequence[int], overlap: float, step: int 
 
 
 def blend(patch: Sequence[int], device: torch.device) -> Tensor:
-    """A Gaussian about the window's middle, 1 at most and `LEAST` at least, float32 (*patch)."""
+    """A Gaussian about the window's middle, along each axis 1 at most and `LEAST` at least, float32 (*patch).
+
+    The least is along each axis, not of the product: where two windows share a corner of the image, the one whose border is
+    there counts as little as elsewhere.
+    """
     weight = torch.ones((), device=device)
     for side in patch:
         place = (torch.arange(side, device=device) - (side - 1) / 2.0) / (SIGMA * side)
-        weight = weight[..., None] * torch.exp(-0.5 * place.square())
-    return weight.clamp_min(LEAST)
+        weight = weight[..., None] * torch.exp(-0.5 * place.square()).clamp_min(LEAST)
+    return weight

@@ -582,11 +582,7 @@ def unshear(image: Image, background: float | None = None) -> Image:
     if shear(image.affine) < 1e-6:
         return image
     matrix = image.affine[:3, :3]
-    across = np.cross(matrix[:, 0], matrix[:, 1])
-    across /= np.linalg.norm(across)
-    upright = (across @ matrix[:, 2]) * across
-    # In-plane part of one step along K, in pixels along I and J.
-    per_slice = np.linalg.lstsq(matrix[:, :2], matrix[:, 2] - upright, rcond=None)[0]
+    upright, per_slice = steps(image.affine)
     channels, *size, slices = image.array.shape
     shifts = np.arange(slices)[:, None] * per_slice
     origin = np.floor(shifts.min(axis=0) + 1e-9).astype(int)
@@ -603,6 +599,15 @@ def unshear(image: Image, background: float | None = None) -> Image:
     affine[:3, 3] += matrix[:, :2] @ origin
     note = f"tilt of {shear(image.affine):.1f} degrees undone: slices shifted, linear between pixels"
     return replace(image, array=array, affine=affine, notes=(*image.notes, note))
+
+
+def steps(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One step along K: its part across the slices in mm (3,), and its part within them in pixels along I and J (2,)."""
+    matrix = affine[:3, :3]
+    across = np.cross(matrix[:, 0], matrix[:, 1])
+    across /= np.linalg.norm(across)
+    upright = (across @ matrix[:, 2]) * across
+    return upright, np.linalg.lstsq(matrix[:, :2], matrix[:, 2] - upright, rcond=None)[0]
 
 
 def _shifted(plane: np.ndarray, shift: np.ndarray, size: np.ndarray, background: float) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -9,12 +10,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..dataset import Dataset
+from ..image import PICTURES
 from ..intensity import IntensityMap
+from ..preprocess.slices import directions
 from ..preprocess.window import unclipped
 from .familiar import familiar
 
 BODY = -0.9  # a voxel is of the body where source or target lies above, encoded
 AIR = -1.0  # around an image, encoded
+MOSTLY = 0.9  # share of training slices that must lie alike for scans to be turned so
 LEAST_BODY = 0.1  # of a patch that is worth learning from
 Part = tuple[slice, ...]
 WHOLE: Part = ()
@@ -149,15 +153,34 @@ class Pairing:
         return IntensityMap(low, high, self.data.info["units"]), IntensityMap(wished[0], wished[1], maps[0].units)
 
     def about(self) -> dict[str, Any]:
-        """What a model's configuration says of source and target: {"input", "output", "source", "target"}; both of the first are "image" or "mask"."""
+        """What a model's configuration says of source and target: {"input", "output", "lying", "source", "target"}.
+
+        "input" and "output" are "image" or "mask", "lying" is `lying`.
+        """
         own, wished = self.windows
         info = self.data.info
         return {
             "input": self.input,
             "output": self.output,
+            "lying": lying(self.data),
             "source": {"modality": info["modality"], "low": own.low, "high": own.high, "units": own.units},
             "target": {"modality": info["modality"], "channels": self.out_channels, "units": wished.units},
         }
+
+
+def lying(data: Dataset) -> list[list[int]] | None:
+    """(patient axis, sign) along which columns, rows and slices of nearly all training slices of volumes run.
+
+    None where they differ, or where nothing says it; of volumes too, which always stand upright.
+    """
+    rows = data.rows("train")
+    info = data.info
+    if len(data.shape) == 4 or info["modality"] in PICTURES or info["source_format"] in ("png", "jpeg", "tiff"):
+        return None
+    affines = data.columns["affine"][rows]
+    found = Counter(directions(affine) for affine in affines if np.isfinite(affine).all())
+    usual, count = found.most_common(1)[0] if found else ((), 0)
+    return [list(one) for one in usual] if count >= MOSTLY * len(rows) and count else None
 
 
 def straight(line: tuple[float, float], view: np.ndarray) -> np.ndarray:

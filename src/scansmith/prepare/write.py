@@ -151,6 +151,20 @@ def looked(scans: Path, request: Request) -> Survey:
         return look_around(Places.of(scans, Path(folder) / "dataset", targets), request)
 
 
+def held_out(root: Path, layer: str = "source") -> list[list[Path]]:
+    """The files of each scan that nothing learns from: the holdout's, or where nothing is held out those of validation.
+
+    Args:
+        root: a prepared dataset with its private file beside it.
+        layer: "source" or "masks".
+    """
+    data = prepared.Dataset.open(root)
+    rows = next((rows for split in ("holdout", "validation") if len(rows := data.rows(split))), ())
+    cases = _read_private(Places.of(root, root).private).get("cases", {})
+    own = dict.fromkeys(str(data.columns["case"][row]) for row in rows)
+    return [[Path(file) for file in cases[case][layer]] for case in own if cases.get(case, {}).get(layer)]
+
+
 def _kept_choices(root: Path, request: Request, earlier: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The choices of the dataset that the folder holds, when it was made by the same arguments and now grows."""
     if not earlier or earlier.get("arguments") != arguments_of(request) or _generation(root) is None:
@@ -236,6 +250,7 @@ def _cases(
         names.case(scan.name): {
             "files": [str(file.absolute()) for file in scan.files],
             "source": [str(file.absolute()) for file in scan.source.files],
+            "masks": [str(file.absolute()) for mask in scan.masks for file in mask.files],
             "patient": scan.patient,
         }
         for scan in found.scans

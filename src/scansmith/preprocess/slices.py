@@ -67,6 +67,20 @@ def lying(image: Image, format: str) -> tuple[Axes, str]:
     return (((0, 1), (1, 1), (2, 1)), "as stored") if format in AS_STORED else _upright(image)
 
 
+def directions(affine: np.ndarray) -> Axes:
+    """(patient axis of RAS+, sign) that each voxel axis runs along most nearly."""
+    direction = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    world = _nearest(direction)
+    return tuple((world[a], 1 if direction[world[a], a] > 0 else -1) for a in range(3))
+
+
+def lying_as(image: Image, wished: Axes) -> Axes:
+    """(voxel axis, sign) of columns, rows and slices that run along the given (patient axis, sign)."""
+    own = directions(image.affine)
+    world = [axis for axis, _ in own]
+    return tuple((world.index(axis), sign * own[world.index(axis)][1]) for axis, sign in wished)
+
+
 def turned(image: Image, axes: Axes, plane: str) -> Slices:
     """The view whose columns, rows and slices run along the given (voxel axis, sign)."""
     array = image.array.transpose(0, *(axis + 1 for axis, _ in reversed(axes)))
@@ -84,8 +98,7 @@ def turned(image: Image, axes: Axes, plane: str) -> Slices:
 def _upright(image: Image) -> tuple[Axes, str]:
     """((voxel axis, sign) of the columns, of the rows, of the normal), and the name of the plane."""
     direction = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
-    # world[a]: the patient axis (0 right, 1 anterior, 2 superior) that voxel axis a is nearest to, each taken once.
-    world = max(permutations(range(3)), key=lambda order: sum(abs(direction[order[a], a]) for a in range(3)))
+    world = _nearest(direction)
     normal = _slice_axis(image, world)
     (across, across_sign), (down, down_sign) = DISPLAY[world[normal]]
     column, row = world.index(across), world.index(down)
@@ -95,6 +108,11 @@ def _upright(image: Image) -> tuple[Axes, str]:
     normal_sign = 1 if np.linalg.det(frame) > 0 else -1
     axes = (column, column_sign), (row, row_sign), (normal, normal_sign)
     return axes, ("sagittal", "coronal", "axial")[world[normal]]
+
+
+def _nearest(direction: np.ndarray) -> tuple[int, ...]:
+    """The patient axis (0 right, 1 anterior, 2 superior) that each voxel axis is nearest to, each taken once."""
+    return max(permutations(range(3)), key=lambda order: sum(abs(direction[order[a], a]) for a in range(3)))
 
 
 def _slice_axis(image: Image, world: tuple[int, ...]) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..formats.series import unshear
+from ..formats.series import steps, unshear
 from ..image import Image
 from .grid import band, to_dtype
 from .slices import SAME_SPACING, Slices, corner, upright
@@ -28,8 +28,7 @@ def stand(image: Image, order: Order = "linear") -> Slices:
 
 def straight(image: Image, order: Order = "linear") -> Image:
     """The same volume on orthogonal axes; the image itself where they are within 0.6 degrees."""
-    direction = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
-    if float(np.abs(direction.T @ direction - np.eye(3)).max()) <= LEAST_SHEAR:
+    if not _sheared(image):
         return image
     if order == "linear":
         return unshear(image)
@@ -41,6 +40,45 @@ def straight(image: Image, order: Order = "linear") -> Image:
     ]
     winner = np.argmax([share.array for share in shares], axis=0)
     return replace(shares[0], array=labels[winner].astype(image.array.dtype))
+
+
+def _sheared(image: Image) -> bool:
+    """Whether the axes are further than .6 degrees from right angles."""
+    direction = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
+    return float(np.abs(direction.T @ direction - np.eye(3)).max()) > LEAST_SHEAR
+
+
+def slid(image: Image, background: float) -> tuple[Image, np.ndarray | None]:
+    """The same volume on nearly orthogonal axes, its slices moved by whole voxels: nothing is interpolated.
+
+    Args:
+        image: any volume.
+        background: value beside the slices.
+
+    Returns:
+        A volume at most half a voxel beside the straight one, and where in it each slice begins along I and J, (K, 2); where the
+        axes are within .6 degrees of right angles the image itself and None.
+    """
+    if not _sheared(image):
+        return image, None
+    upright, per_slice = steps(image.affine)
+    channels, *size, slices = image.array.shape
+    moved = np.rint(np.arange(slices)[:, None] * per_slice).astype(int)
+    origin = moved.min(axis=0)
+    array = np.full((channels, *(size + np.ptp(moved, axis=0)), slices), background, image.array.dtype)
+    for k, (i, j) in enumerate(moved - origin):
+        array[:, i : i + size[0], j : j + size[1], k] = image.array[..., k]
+    affine = image.affine.copy()
+    affine[:3, 2] = upright
+    affine[:3, 3] += image.affine[:3, :2] @ origin
+    return replace(image, array=array, affine=affine), moved - origin
+
+
+def slid_back(array: np.ndarray, begins: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """(C, I', J', K) on the voxels that `slid` gave -> (C, *size) on those that it was given."""
+    i, j, _ = size
+    planes = [array[:, a : a + i, b : b + j, k] for k, (a, b) in enumerate(begins)]
+    return np.stack(planes, axis=-1)
 
 
 def spacing_of(slices: Slices) -> tuple[float, float, float] | None:

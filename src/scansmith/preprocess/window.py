@@ -62,5 +62,7 @@ def corrected(image: Image, bias_field: bool, landmarks: dict[str, list[float]] 
 
 def unclipped(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Physical units -> float32, `low` to -1 and `high` to 1; spikes are cut, but not at 1: a translation keeps what is bright."""
-    scale = 2.0 / (high - low)
-    return np.clip((np.asarray(values, np.float32) - np.float32(low)) * np.float32(scale) - 1.0, LOWEST, HIGHEST)
+    result = np.subtract(values, np.float32(low), dtype=np.float32)
+    result *= np.float32(2.0 / (high - low))
+    result -= np.float32(1.0)
+    return np.clip(result, LOWEST, HIGHEST, out=result)

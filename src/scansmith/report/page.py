@@ -691,6 +691,13 @@ def again(folder: RunFolder) -> dict[str, Any]:
     )  # never the table's own path
     plan = shlex.quote(json.dumps(asked["plan"])) if asked.get("plan") else None
     found = {"modality": asked.get("modality"), "labels": labels, "plan": plan}
+    task, pairs, masks = (asked.get(name) for name in ("task", "pairs", "masks"))
+    translated = {
+        "task": None if task == "auto" else task,
+        "to": "TARGET" if asked.get("to") else None,
+        "pairs": "TABLE.csv" if pairs == "table" else pairs and shlex.quote(pairs),
+        "masks": None if masks in (None, "auto") else shlex.quote(masks),
+    }
     made = folder.images.get("count") or len(folder.synthetic_files)
     recorded = folder.run.get("versions")
     versions = (
@@ -703,7 +710,7 @@ def again(folder: RunFolder) -> dict[str, Any]:
         "Synthetic images": made or None,
     }  # fmt: skip
     return {
-        "command": "scansmith run SCANS OUT" + flags({"minutes": asked.get("minutes"), "count": asked.get("count"), **found, "seed": seed}),
+        "command": "scansmith run SCANS OUT" + flags({"minutes": asked.get("minutes"), "count": asked.get("count"), **translated, **found, "seed": seed}),
         "stages": [
             f"scansmith prepare SCANS OUT/dataset{flags({**found, 'seed': seed})}",
             f"scansmith train OUT/dataset OUT/train{flags({'minutes': folder.run.get('training_minutes'), 'seed': seed})}",

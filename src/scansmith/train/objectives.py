@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from .autoencoding import Autoencoding
 from .objective import Objective
+from .segmentation import Segmentation
 from .synthesis import Synthesis
 from .translation import Translation
 
@@ -13,4 +14,5 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "synthesis": Synthesis,
     "autoencoding": Autoencoding,
     "translation": Translation,
+    "segmentation": Segmentation,
 }

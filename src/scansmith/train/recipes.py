@@ -167,7 +167,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     # Image to label map: scansmith train DATASET RUN --task segment where scans have masks.
     "segment": Recipe(
-        "segment", "segmentation", "segment", generator="unet", discriminator="", **_ENCODED | {"batch": 8}
+        "segment", "segmentation", "segment", generator="unet", discriminator="", **_ENCODED | {"batch": 4}
     ),
 }
 

@@ -1,0 +1,155 @@
+"""What one call of `run` asks for, and what an earlier call in the same folder asked for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..prepare.overrides import Choices
+    from ..prepare.scans import Request
+
+MOST_SIDE = 512  # longest side of the stored images
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of `run`."""
+
+    scans: Path
+    out: Path
+    minutes: float
+    task: str
+    to: Path | None
+    pairs: str | None
+    labels: str
+    masks: str
+    modality: str | None
+    plan: str | None
+    count: int | None
+    seed: int
+    device: str
+
+    def refuse(self) -> None:
+        """
+        Raises:
+            ValueError: options that do not fit each other.
+        """
+        related = ("auto", "paired", "denoise", "superresolve")
+        if self.to is not None and self.pairs is not None:
+            raise ValueError(f"expected --to or --pairs, got both: {self.to} and {self.pairs!r}; one says it all")
+        if self.to is not None and self.task not in (*related, "unpaired"):
+            raise ValueError(
+                f"expected no folder to translate to (--to) with the task {self.task!r}, got {self.to}: leave out one of them; masks are named by --masks"
+            )
+        if self.pairs is not None and self.task not in related:
+            raise ValueError(
+                f"expected no --pairs with the task {self.task!r}, got {self.pairs!r}: leave out one of them"
+            )
+        if self.task in ("paired", "unpaired") and self.to is None and self.pairs is None:
+            raise ValueError(
+                f"expected a folder to translate to (--to), or --pairs, with the task {self.task!r}, got neither: give one"
+            )
+        if self.to is not None and not self.to.is_dir():
+            raise ValueError(
+                f"expected a folder of scans to translate to (--to), found none at {self.to}: check the path"
+            )
+        if self.count is not None and (self.task not in ("auto", "make") or self.to or self.pairs):
+            raise ValueError(f"expected no --count where scans are translated, got {self.count}: leave it out")
+
+    # -------------------------------------------------------------------------------------------- for prepare
+
+    @property
+    def sides(self) -> tuple[str | None, str | None]:
+        """The modalities that the user says sources and targets have."""
+        own, _, wished = (self.modality or "").partition(":")
+        return own or None, wished or None
+
+    def asked(self, task: str) -> Request:
+        """What `prepare` is asked for: all scans, or where nothing is paired those of the sources."""
+        from ..prepare.overrides import choices_of
+        from ..prepare.scans import Request
+
+        paired = str(self.to) if self.to else self.pairs
+        alone = task == "unpaired"
+        return Request(
+            self.labels,
+            None if alone else paired,
+            self.masks,
+            self.sides[0] if alone else self.modality,
+            MOST_SIDE,
+            self.seed,
+            choices_of(self.plan),
+        )
+
+    def asked_of_targets(self, dimensions: int, spacing: tuple[float, ...] | None) -> Request:
+        """What `prepare` is asked for the scans to translate to without pairs: slices or volumes as the sources, with their voxels."""
+        from ..prepare.scans import Request
+
+        asked = self.asked("unpaired")
+        chosen = asked.choices
+        choices: Choices = replace(
+            chosen, dimensions=chosen.dimensions or dimensions, spacing=chosen.spacing or spacing
+        )
+        return Request("none", None, "none", self.sides[1], MOST_SIDE, self.seed, choices)
+
+    # -------------------------------------------------------------------------------------------- for run.json
+
+    def choices(self) -> dict[str, Any] | None:
+        """What --plan says, as `prepare` understands it; a table of splits without its path."""
+        from ..prepare.overrides import choices_of
+
+        made = choices_of(self.plan).made()
+        if "fractions" in made:
+            made["fractions"] = dict(made["fractions"])
+        if "splits" in made:
+            made["splits"] = "TABLE.csv"
+        return json.loads(json.dumps(made)) or None
+
+    def request(self) -> dict[str, Any]:
+        """What decides the result, without paths: a second call must ask for the same to go on."""
+        from ..prepare.write import request_of
+
+        return {
+            "scans": request_of(self.scans, self.asked("auto")),
+            "minutes": self.minutes,
+            "task": self.task,
+            "to": "folder" if self.to else None,
+            "pairs": "table" if self.pairs and Path(self.pairs).exists() else self.pairs,
+            "labels": self.labels if self.labels in ("auto", "none") else "table",
+            "masks": self.masks,
+            "modality": self.modality,
+            "plan": self.choices(),
+            "count": self.count,
+            "seed": self.seed,
+        }
+
+    def earlier_state(self) -> dict[str, Any]:
+        """What run.json of an earlier start says; {} for a new folder.
+
+        Raises:
+            ValueError: it was started with other settings or other scans, or is damaged.
+        """
+        path = self.out / "run.json"
+        if not path.is_file():
+            return {}
+        way_out = "choose another folder, or remove this one to start anew"
+        try:
+            state: dict[str, Any] = json.loads(path.read_text())
+            earlier = state["request"]
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"expected the state of a run in {path}, found something else: {way_out}") from error
+        request = self.request()
+        different = [name for name in request if name != "scans" and earlier.get(name) != request[name]]
+        if different:
+            changes = ", ".join(f"{name} {earlier.get(name)!r} -> {request[name]!r}" for name in different)
+            raise ValueError(
+                f"expected the settings that the run in {self.out} was started with, found {changes}: {way_out}"
+            )
+        if earlier.get("scans") != request["scans"]:
+            raise ValueError(
+                f"expected the scans that the run in {self.out} was started with, found other or changed files: {way_out}"
+            )
+        return state
