@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_translation import make_pairs
 
-from scansmith import dataset, model, train
+from scansmith import dataset, model, pairings, train
 from scansmith.networks.patch_discriminator import PatchDiscriminator
 from scansmith.networks.registrar import Registrar, moved
 from scansmith.preprocess import Grid
@@ -196,9 +196,26 @@ def test_a_model_of_patches_keeps_the_voxel_size_of_its_dataset(tmp_path):
 
 def test_ticks_of_short_runs_translate_fewer_images():
     short, long = replace(RECIPE, images=2_000, ticks=4), replace(RECIPE, images=200_000, ticks=24)
-    assert pairs.ticked(short, (128, 128), (512, 512)) == 4
-    assert pairs.ticked(long, (128, 128), (128, 128)) == 24
-    assert pairs.ticked(short, (32, 32, 32), (200, 200, 200)) == 1
+    assert pairs.ticked(short, (128, 128), (512, 512)) == (4, 2)
+    assert pairs.ticked(long, (128, 128), (128, 128)) == (24, 3)
+    assert pairs.ticked(short, (32, 32, 32), (200, 200, 200)) == (2, 2)
+    assert pairs.ticked(long, (32, 32, 32), (200, 200, 200)) == (3, 3)
+
+
+def test_of_a_large_volume_a_box_in_the_body_is_looked_at_always_the_same(tmp_path):
+    data = pairs.gather(
+        pairings.pairing("paired", dataset.Dataset.open(make_pairs(tmp_path / "d", count=8, size=(40, 48, 44)))),
+        RECIPE,
+        (16, 16, 16),
+    )
+    source, target = data.looked_at(1, 2)
+    again, _ = data.looked_at(1, 2)
+    assert source.shape == target.shape == (1, 32, 32, 32) and np.array_equal(source, again)
+    assert (target > -0.9).mean() > 0.3
+    whole = data.looked_at(1, 3)[0]
+    assert np.array_equal(whole, data.pairing.source(1))
+    at = np.argwhere((np.lib.stride_tricks.sliding_window_view(whole[0], (32, 32, 32)) == source[0]).all((3, 4, 5)))
+    assert len(at) == 1
 
 
 def test_one_volume_is_enough_to_learn_a_translation_from(tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,11 @@ import torch
 from pydicom.dataset import Dataset
 from pydicom.uid import EnhancedCTImageStorage
 
-from scansmith import formats, inference, model, translate
+from scansmith import formats, model, translate
 from scansmith.formats import Marking
 from scansmith.image import Image
 from scansmith.networks.unet import UNet
 from scansmith.preprocess import Grid
-from scansmith.translator import translated
 
 CPU = torch.device("cpu")
 SHAPE = (20, 18, 9)

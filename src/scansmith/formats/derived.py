@@ -19,7 +19,7 @@ from ..image import Image
 from ..runtime import explain_os_error, write_atomic
 from .nifti import COMMENT, SIZES, version
 from .source import LPS_TO_RAS, Source
-from .text_header import ENCODINGS, META_TYPES, MOST_HEADER, NRRD_TYPES
+from .text_header import ENCODINGS, META_TYPES, MOST_HEADER, NRRD_TYPES, OWN
 from .voxels import GZIP
 from .write import Marking, nifti_voxels, with_suffix, write_png
 
@@ -409,7 +409,7 @@ def _metaimage(fields: dict[str, bytes], place: list[bytes], code: str, voxels: 
     """MetaImage; https://docs.itk.org/en/latest/learn/metaio.html."""
     packed = fields.get("compresseddata") == b"true"
     data = zlib.compress(voxels, 5) if packed else voxels
-    modality = {"CT": "MET_MOD_CT", "MR": "MET_MOD_MR"}.get(mark["modality"], "MET_MOD_OTHER")
+    modality = f"MET_MOD_{OWN.get((mark['modality'], mark['units']), 'OTHER')}"
     own = [
         b"ObjectType = Image",
         f"Comment = {_line(json.dumps(mark))}".encode(),

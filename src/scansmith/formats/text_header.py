@@ -13,6 +13,8 @@ from ..image import Image
 from .source import LPS_TO_RAS, FormatError, Source, check_size, require_finite
 from .voxels import DEFLATE_EXPANSION, stored_bytes
 
+# What `derived` leaves in NRRD, (modality, units) -> modality; a trust map is no CT.
+OWN = {("CT", "HU"): "CT", ("MR", "a.u."): "MR"}
 MODALITIES = {"MET_MOD_CT": "CT", "MET_MOD_MR": "MR", "CT": "CT", "MR": "MR"}
 # The longest header that is read, in bytes.
 MOST_HEADER = 2**20
@@ -217,7 +219,7 @@ def _layout(file: Path) -> tuple[Layout, str]:
 def _fields(head: bytes) -> tuple[dict[str, str], int]:
     """Keys in lower case -> values, and where the header ends: at an empty line (NRRD), or behind ElementDataFile.
 
-    A header without an end is that of a detached NRRD.
+    A header without an end is that of a detached NRRD. Of NRRD's keys of somebody's own, "key:=value", the key ends with "=".
     """
     nrrd = head.startswith(b"NRRD")
     fields: dict[str, str] = {}
@@ -230,8 +232,9 @@ def _fields(head: bytes) -> tuple[dict[str, str], int]:
         if not line and nrrd:
             break
         key, found, value = line.partition(":" if nrrd else "=")
-        if found and not key.startswith("#") and not (nrrd and value.startswith("=")):
-            fields[key.strip().lower()] = value.strip()[:MOST_VALUE]
+        own = nrrd and value.startswith("=")
+        if found and not key.startswith("#"):
+            fields[key.strip().lower() + "=" * own] = value[own:].strip()[:MOST_VALUE]
         if not nrrd and key.strip().lower() == "elementdatafile":
             break
     return fields, min(at, len(head))
@@ -270,7 +273,7 @@ def _nrrd(fields: dict[str, str], end: int) -> Layout:
         _beside(fields.get("data file") or fields.get("datafile") or "LOCAL"),
         end,
         affine,
-        "OT",
+        OWN.get((fields.get("modality=", ""), fields.get("units=", "")), "OT"),
         notes,
     )
 

@@ -32,7 +32,7 @@ class Pairing:
         data: the prepared dataset.
         input, output: "image" or "mask": what source and target are.
         residual: whether the target is the source's middle channels, a little changed.
-        bendable: whether a source may be made brighter while learning: its scale is arbitrary.
+        bendable: whether a source may be made brighter while learning: its scale is arbitrary, and not the target's.
         outside: target beyond the borders of an image.
     """
 
@@ -61,7 +61,7 @@ class Pairing:
 
     @property
     def bendable(self) -> bool:
-        return bool(self.data.info["modality"] != "CT")
+        return bool(self.data.info["modality"] != "CT" and not self.residual)
 
     def rows(self, split: str) -> np.ndarray:
         """The rows of a split that can be learned from or judged, in manifest order."""

@@ -31,11 +31,14 @@ TRIES = 4  # corners that are drawn until a patch is worth learning from
 GAIN, BEND = 0.1, 0.3
 # Half of the pairs are turned and magnified or reduced by so much at most: few patients lie in few ways.
 TURNED, ANGLE, SIZE = 0.5, math.radians(12.0), 0.12
-# Images or volumes that are translated at a tick, within `WATCHED` of the run's time, at most and at least. Translating a voxel
-# without gradients takes a third of learning from it, and windows that overlap by half see each 2**n times.
+# Images or volumes that are translated at a tick, within `WATCHED` of the run's time, at most and at least. Translating a patch
+# without gradients takes a third of learning from it.
 MOST_TICKED = {2: 24, 3: 3}
 LEAST_TICKED = {2: 4, 3: 1}
 WATCHED, FORWARD = 0.04, 1 / 3
+# Of a large volume a box of so many patches a side is looked at, somewhere in the body: at a tick 2 or 3, for calibration 3. Windows
+# overlap by half, so that k patches a side are (2 k - 1)**3 windows.
+BOX, LEAST_BOX = 3, 2
 LINE_IMAGES, LINE_VOXELS = 64, 4096  # that the straight line is fitted to
 CALIBRATED_VOXELS = 2**20  # of a patient
 APART = 0.25  # share of pairs that lie more than a voxel apart, above which that is learned, too
@@ -55,6 +58,7 @@ class Pairs:
         patch: sides of what is learned from at a time.
         line: (intercept, slope) of the least-squares line from encoded source to encoded target in the body.
         task: of the recipe.
+        box: patches a side of what a tick translates of a large volume.
     """
 
     pairing: Pairing
@@ -64,6 +68,7 @@ class Pairs:
     patch: tuple[int, ...]
     line: tuple[float, float]
     task: str = "paired"
+    box: int = BOX
 
     def counts(self, classes: int) -> list[int]:
         """Pairs have no classes."""
@@ -130,6 +135,7 @@ class Pairs:
     def typical(self, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Patches of training pairs."""
         rows = self.rows[np.linspace(0, len(self.rows) - 1, min(TYPICAL, len(self.rows))).astype(int)]
+        rows = rows[:: 4 if len(self.patch) == 3 else 1]
         random = np.random.default_rng(derive_seed(recipe.seed, "typical"))
         return torch.from_numpy(np.stack([self.cut(int(row), random)[0] for row in rows])).to(device), None
 
@@ -150,7 +156,7 @@ class Pairs:
         objective.settle(average, *self.typical(recipe, device))
         shown, found, tiles = set(self.seen[:: max(1, len(self.seen) // SHOWN)][:SHOWN].tolist()), [], []
         for row in self.seen.tolist():
-            source, target = self.pairing.source(row), self.pairing.target(row)
+            source, target = self.looked_at(row, self.box)
             middle = inference.translate(average, source, self.patch, device)[0]
             found.append(self.errors(row, source, target, middle))
             tiles += self.tiles(source, target, middle) if row in shown else []
@@ -181,6 +187,20 @@ class Pairs:
         shown = [self.pairing.picture(middle), self.pairing.picture(target)]
         return [self.pairing.view(source), *shown, np.abs(shown[0] - shown[1]) - 1.0]
 
+    def looked_at(self, row: int, box: int) -> tuple[np.ndarray, np.ndarray]:
+        """Source and target of a row, of a large volume `box` patches a side about a voxel of the body that is always the same one."""
+        pairing, size = self.pairing, self.pairing.data.shape[1:]
+        if len(size) == 2 or all(side <= box * patch for side, patch in zip(size, self.patch)):
+            return pairing.source(row), pairing.target(row)
+        target = pairing.target(row)
+        inside = np.argwhere((target > target.min()).any(axis=0))
+        random = np.random.default_rng(derive_seed(0, "box", row))
+        middle = inside[random.integers(len(inside))] if len(inside) else np.array(size) // 2
+        sides = [min(side, box * patch) for side, patch in zip(size, self.patch)]
+        first = [int(np.clip(m - n // 2, 0, side - n)) for m, n, side in zip(middle, sides, size)]
+        part = tuple(slice(start, start + n) for start, n in zip(first, sides))
+        return pairing.source(row, part), target[(slice(None), *part)]
+
     def words(self, row: dict[str, Any], health: str) -> str:
         """What the progress bar says of a tick."""
         return f"{self.pairing.words(row['error'], row['quality'])}, {health}"
@@ -206,8 +226,8 @@ class Pairs:
 
     def bounds(self, network: nn.Module, device: torch.device) -> dict[str, Any]:
         """What the model's configuration says of its bounds: {"usual_width", "calibration"}; None where it gives none."""
-        row = int(self.seen[0])
-        if len(inference.translate(network, self.pairing.source(row), self.patch, device)) == 1:
+        source, _ = self.looked_at(int(self.seen[0]), 1)
+        if len(inference.translate(network, source, self.patch, device)) == 1:
             return {"usual_width": None, "calibration": None}
         found = conformal.calibrate(list(self._losses(network, device)))
         factor = found.factor if math.isfinite(found.factor) else None
@@ -218,7 +238,7 @@ class Pairs:
         """Median distance between the bounds in the body of the images of a tick, encoded, before calibration."""
         widths = []
         for row in self.seen:
-            source, target = self.pairing.source(int(row)), self.pairing.target(int(row))
+            source, target = self.looked_at(int(row), BOX)
             _, lower, upper = inference.translate(network, source, self.patch, device)
             widths.append((upper - lower)[:, self.pairing.body(source, target)].ravel()[::7])
         found = np.concatenate(widths)
@@ -232,7 +252,7 @@ class Pairs:
             each = max(1, CALIBRATED_VOXELS // len(own))
             values = [np.zeros((4, 0), np.float32)]
             for row in own:
-                source, target = self.pairing.source(int(row)), self.pairing.target(int(row))
+                source, target = self.looked_at(int(row), BOX)
                 middle, lower, upper = inference.translate(network, source, self.patch, device)
                 inside = self.pairing.body(source, target)
                 four = np.stack([one[:, inside].ravel() for one in (target, lower, middle, upper)])
@@ -300,12 +320,22 @@ def price(ticks: Sequence[dict[str, Any]], recipe: Recipe, units: str) -> dict[s
     return {"error": errors, "sharpness": sharp, "words": words}
 
 
-def ticked(recipe: Recipe, patch: Sequence[int], image: Sequence[int]) -> int:
-    """How many images or volumes of such sides a tick may translate."""
+def ticked(recipe: Recipe, patch: Sequence[int], image: Sequence[int]) -> tuple[int, int]:
+    """How many images or volumes of such sides a tick may translate, and how many patches a side of each volume."""
     dimensions = len(patch)
-    granted = WATCHED * recipe.images / max(1, recipe.ticks) * math.prod(patch)
-    count = granted / (FORWARD * math.prod(image) * (2.0**dimensions if dimensions == 3 else 1.0))
-    return int(min(MOST_TICKED[dimensions], max(LEAST_TICKED[dimensions], count)))
+    granted = WATCHED * recipe.images / max(1, recipe.ticks) / FORWARD  # patches
+
+    def count(box: int) -> int:
+        if dimensions == 2:
+            each = math.prod(image) / math.prod(patch)
+        else:
+            each = math.prod(
+                2.0 * min(box, side / length) - 1.0 if side > length else 1.0 for side, length in zip(image, patch)
+            )
+        return int(min(MOST_TICKED[dimensions], granted / each))
+
+    box = BOX if count(BOX) >= LEAST_TICKED[dimensions] else LEAST_BOX
+    return max(LEAST_TICKED[dimensions], count(box)), box
 
 
 def fitted_line(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
@@ -321,7 +351,7 @@ def gather(pairing: Pairing, recipe: Recipe, patch: Sequence[int]) -> Pairs:
     """Training pairs, the straight line through them, and the rows that ticks look at; the holdout is not touched."""
     rows, validation = pairing.rows("train"), pairing.rows("validation")
     reference = validation if len(validation) else rows
-    most = ticked(recipe, patch, pairing.data.shape[1:])
+    most, box = ticked(recipe, patch, pairing.data.shape[1:])
     seen = reference[np.unique(np.linspace(0, len(reference) - 1, min(most, len(reference))).astype(int))]
     random = np.random.default_rng(derive_seed(recipe.seed, "line"))
     drawn = []
@@ -332,4 +362,4 @@ def gather(pairing: Pairing, recipe: Recipe, patch: Sequence[int]) -> Pairs:
         chosen = random.permutation(len(x))[:LINE_VOXELS]
         drawn.append((x[chosen], y[chosen]))
     of = "validation" if len(validation) else "train"
-    return Pairs(pairing, rows, seen, of, tuple(patch), fitted_line(drawn), recipe.task)
+    return Pairs(pairing, rows, seen, of, tuple(patch), fitted_line(drawn), recipe.task, box)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .. import losses
-from ..networks import TRANSLATORS
 from ..networks.blocks import Shares
+from ..networks.unet import UNet
 from ..preprocess import Grid
 from .objective import Batch, Task
 from .recipes import Recipe
@@ -26,8 +26,8 @@ class Segmentation(Translation):
     def __init__(self, recipe: Recipe, task: Task, grid: Grid, kinds: Shares = ()) -> None:
         super().__init__(recipe, task, grid, kinds)
         self.generator_arguments |= {"residual": False, "heads": 1}
-        self.translator = TRANSLATORS[recipe.generator](**self.generator_arguments)
-        self.translator.end.reset_parameters()  # logits that begin at 0 grow too slowly for short runs
+        self.translator = translator = UNet(**self.generator_arguments)
+        translator.end.reset_parameters()  # logits that begin at 0 grow too slowly for short runs
 
     def translator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss on one batch of images with label maps, and what to log of it."""
