@@ -18,7 +18,7 @@ TIERS = {
     "dataset": 2, "model": 2, "preprocess": 2, "pairings": 2, "inference": 2, "translator": 2,
     "formats": 1, "anatomy": 1, "networks": 1, "losses": 1, "augment": 1, "metrics": 1, "conformal": 1, "windows": 1,
     "familiarity": 1, "lesions": 1, "degradations": 1,
-    "image": 0, "intensity": 0, "runtime": 0,
+    "image": 0, "intensity": 0, "runtime": 0, "capacity": 0,
 }  # fmt: skip
 # Within a tier: who may use whom.
 NEIGHBOURS = {

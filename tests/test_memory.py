@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from scansmith import capacity
 from scansmith.preprocess import Grid
 from scansmith.train import memory
 from scansmith.train.objective import Task
@@ -135,7 +136,7 @@ def test_processes_of_one_host_share_its_memory(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_available_memory_is_that_of_the_machine_or_less():
-    assert memory.resident() < memory.available(CPU) < 2**50
+    assert capacity.resident() < capacity.available(CPU) < 2**50
 
 
 @pytest.mark.parametrize(
@@ -151,18 +152,18 @@ def test_available_memory_is_that_of_the_machine_or_less():
 def test_limits_of_batch_systems_are_read_in_both_versions(tmp_path: Path, files: dict[str, str], left: int | None):
     for name, text in files.items():
         (tmp_path / name).write_text(text + "\n")
-    assert memory.cgroup_left(tmp_path) == left
+    assert capacity.cgroup_left(tmp_path) == left
 
 
 def test_control_groups_are_followed_up_to_the_root(tmp_path: Path):
     own = tmp_path / "cgroup"
     own.write_text("0::/system/job_7\n")
-    assert memory.cgroup_folders(tmp_path, own) == [tmp_path / "system" / "job_7", tmp_path / "system", tmp_path]
+    assert capacity.cgroup_folders(tmp_path, own) == [tmp_path / "system" / "job_7", tmp_path / "system", tmp_path]
     own.write_text("9:name=systemd:/\n4:memory:/slurm/job_7\n")
     memory_folder = tmp_path / "memory"
-    assert memory.cgroup_folders(tmp_path, own) == [
+    assert capacity.cgroup_folders(tmp_path, own) == [
         memory_folder / "slurm" / "job_7",
         memory_folder / "slurm",
         memory_folder,
     ]
-    assert memory.cgroup_folders(tmp_path, tmp_path / "none") == []
+    assert capacity.cgroup_folders(tmp_path, tmp_path / "none") == []

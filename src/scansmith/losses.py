@@ -191,6 +191,43 @@ def structural(made: Tensor, real: Tensor, weight: Tensor) -> Tensor:
     return _mean(1.0 - similar, weight.expand_as(real)[(slice(None), slice(None), *inner)])
 
 
+def patch_contrast(described: Tensor, keys: Tensor, temperature: float = 0.07) -> Tensor:
+    """Cross-entropy of finding each place among the others of its image by how it is described (Park 2020, eq. 3).
+
+    Args:
+        described, keys: (B, places, length), each of length 1; place i of one belongs to place i of the other.
+    """
+    alike = described @ keys.transpose(1, 2) / temperature
+    right = torch.arange(alike.shape[1], device=alike.device).expand(len(alike), -1)
+    return F.cross_entropy(alike.flatten(0, 1), right.flatten())
+
+
+def gradient_field(made: Tensor, source: Tensor) -> Tensor:
+    """1 - how far edges of one image run along those of another, whatever their contrast: 0 if all do (Haber and Modersitzki 2006, eq. 7).
+
+    Mean over voxels, each counting as the product of both slopes' sizes does where the source has edges; what lies below the mean
+    slope of its image is taken for noise.
+
+    Args:
+        made, source: (B, C, *spatial); C is averaged.
+    """
+    slopes = []
+    for image in (made, source):
+        image = image.float().mean(1)
+        axes = range(1, image.ndim)
+        inner = [slice(0, side - 1) for side in image.shape[1:]]
+        slopes.append(torch.stack([image.diff(dim=axis)[(slice(None), *inner)] for axis in axes], 1))
+    one, other = slopes
+    floors = [
+        slope.detach().square().sum(1).mean(dim=tuple(range(1, slope.ndim - 1)), keepdim=True) + 1e-6
+        for slope in slopes
+    ]
+    sizes = [slope.square().sum(1) for slope in slopes]
+    along = (one * other).sum(1).square() / ((sizes[0] + floors[0]) * (sizes[1] + floors[1]))
+    weight = sizes[1] / (sizes[1] + floors[1])
+    return 1.0 - (weight * along).sum() / weight.square().sum().clamp_min(1e-6)
+
+
 def dice(scores: Tensor, real: Tensor, weight: Tensor) -> Tensor:
     """1 - the mean soft Dice coefficient of the labels over the batch, from softmax (Milletari 2016, eq. 1, without squares).
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 
 # What is written beside a translation: name in `Translated.maps` -> what it is.
 MAPS = {"lower": "lower bound", "upper": "upper bound", "trust": "trust map", "confidence": "confidence map"}
+# What the names of a translation and its maps end with.
+KINDS_OF_FILES = ("", *(f"-{what}" for what in MAPS))
+ENDS = 2**16  # bytes of a file that tell it from others
 # What is said of label maps in place of a modality, and what a translation is called.
 KINDS = {"mask": "label map"}
 WHAT = {"image": "translated image", "mask": "label map"}
@@ -53,7 +59,7 @@ def translate_files(
     """`translate` for those files of the folder alone; None takes all."""
     from . import formats
     from .model import load
-    from .runtime import Progress, choose_device, write_json
+    from .runtime import Progress, choose_device
     from .translator import promise
 
     opened = load(model)
@@ -62,54 +68,165 @@ def translate_files(
     chosen = choose_device(device)
     opened.generator.to(chosen)
     found, skipped = formats.discover(scans, only)
+    sources = [source for source in found if not source.files[0].resolve().is_relative_to(out.resolve())]
+    if opened.config["translation"]["input"] != "mask":
+        masks = [source for source in sources if source.role == "mask"]
+        skipped += [formats.Skipped(mask.files[0], "a mask, not a scan: left out") for mask in masks]
+        sources = [source for source in sources if source.role == "image"]
+    record = Record.open(out, opened.hash, maps, promise(opened))
     written: dict[str, list[str]] = {}
-    earlier = finished(out, opened.hash, maps)
-    sources = [source for source in found if source.role == "image" or opened.config["translation"]["input"] == "mask"]
+    names = names_of(sources, scans)
     with Progress("translating", len(sources), "scans") as progress:
-        for number, source in enumerate(sources, 1):
-            name = name_of(source, scans, [*written])
+        for number, (name, source) in enumerate(zip(names, sources), 1):
             try:
-                written[name] = earlier.get(name) or one_scan(opened, source, out, name, maps, force, chosen)
+                earlier = record.begin(name, fingerprint(source))
+                written[name] = earlier or one_scan(opened, source, out, name, maps, force, chosen)
+                record.end(name, written[name])
             except (ValueError, OSError) as error:
                 skipped.append(formats.Skipped(source.files[0], str(error)))
+            except (MemoryError, RuntimeError) as error:
+                skipped.append(formats.Skipped(source.files[0], failed(error, source)))
             progress.update(number)
-    listed = [f"{entry.file.name}: {entry.reason}" for entry in skipped]
+    listed = [f"{below(entry.file, scans)}: {entry.reason}" for entry in skipped]
     if not written:
         raise ValueError(
             f"expected scans to translate in {scans}, found none that can be: {listed[0] if listed else 'it is empty'}"
         )
-    record = {"model": opened.hash, "maps": maps, "promise": promise(opened), "files": written, "skipped": listed}
-    write_json(out / "translated.json", record)
-    return {"out": str(out), "count": len(written), **record}
+    record.save(skipped=listed)
+    said = {"model": opened.hash, "maps": maps, "promise": record.promise, "files": written, "skipped": listed}
+    return {"out": str(out), "count": len(written), **said}
 
 
-def finished(out: Path, model: str, maps: bool) -> dict[str, list[str]]:
-    """What an earlier call with this model left whole: name -> its files."""
-    record = out / "translated.json"
-    if not record.is_file():
-        return {}
-    found = json.loads(record.read_text())
-    if found["model"] != model or found["maps"] != maps:
-        raise ValueError(
-            f"expected an empty folder or one of model {model} with the same maps, found translations by {found['model']} in {out}: choose another folder"
+def failed(error: Exception, source: Source) -> str:
+    """What is said of a scan whose translation broke off, for want of memory most often."""
+    from .formats.source import explain
+
+    words = explain(error, source.files)
+    if isinstance(error, MemoryError) or "memory" in words.lower():
+        return f"expected enough memory for {' x '.join(map(str, source.shape))} voxels, found too little ({words}): cut the scan into parts, or use another device or machine"
+    return f"expected that the model can be applied to it, found {words}: tell the maker of the model"
+
+
+# ------------------------------------------------------------------------------------------------ what is written
+
+
+@dataclass
+class Record:
+    """`translated.json`: what lies in the folder of translations, so that the same command goes on and overwrites nothing.
+
+    Attributes:
+        out: the folder.
+        model, maps, promise: of all translations in it.
+        files: name -> its files below the folder.
+        sources: name -> `fingerprint` of what it was made of.
+        begun: name that was being translated; what lies there is not whole.
+    """
+
+    out: Path
+    model: str
+    maps: bool
+    promise: str
+    files: dict[str, list[str]] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    begun: str | None = None
+
+    @classmethod
+    def open(cls, out: Path, model: str, maps: bool, promise: str) -> Record:
+        """
+        Raises:
+            ValueError: translations by another model, or with other maps.
+        """
+        made, file = cls(out, model, maps, promise), out / "translated.json"
+        if not file.is_file():
+            return made
+        found = json.loads(file.read_text())
+        if found["model"] != model or found["maps"] != maps:
+            raise ValueError(
+                f"expected an empty folder or one of model {model} with the same maps, found translations by {found['model']} in {out}: choose another folder"
+            )
+        return replace(made, files=found["files"], sources=found["sources"], begun=found["begun"])
+
+    def begin(self, name: str, source: str) -> list[str] | None:
+        """The files of a scan that is translated already; None when its place is free now.
+
+        Raises:
+            ValueError: something else lies there.
+        """
+        whole = name in self.files and all((self.out / file).is_file() for file in self.files[name])
+        if whole and self.sources[name] == source:
+            return self.files[name]
+        if name == self.begun or (name in self.files and self.sources[name] == source):
+            self.clear(name)
+        there = self.lying(name)
+        if there:
+            raise ValueError(
+                f"expected nothing at {there[0].relative_to(self.out)} in {self.out}, found a file or folder that is no translation of this scan: choose another folder"
+            )
+        self.begun, self.sources[name] = name, source
+        self.save()
+        return None
+
+    def end(self, name: str, files: list[str]) -> None:
+        """The scan is translated."""
+        self.files[name], self.begun = files, None
+        self.save()
+
+    def lying(self, name: str) -> list[Path]:
+        """What lies where a scan's translation and its maps go."""
+        place = self.out / name
+        found = place.parent.iterdir() if place.parent.is_dir() else ()
+        ours = [f"{place.name}{kind}" for kind in KINDS_OF_FILES]
+        return sorted(
+            path for path in found if path.name in ours or path.name.removesuffix(".gz").rpartition(".")[0] in ours
         )
-    return {name: files for name, files in found["files"].items() if all((out / file).is_file() for file in files)}
+
+    def clear(self, name: str) -> None:
+        """Remove what is left of a translation that is not whole, unless another's lies within."""
+        others = [self.out / file for own, files in self.files.items() if own != name for file in files]
+        for path in self.lying(name):
+            if not any(other.is_relative_to(path) for other in others):
+                rmtree(path) if path.is_dir() else path.unlink()
+
+    def save(self, **more: Any) -> None:
+        """Write it."""
+        from .runtime import write_json
+
+        about = {"model": self.model, "maps": self.maps, "promise": self.promise, "files": self.files}
+        write_json(self.out / "translated.json", {**about, "sources": self.sources, "begun": self.begun, **more})
 
 
-def name_of(source: Source, scans: Path, taken: Sequence[str]) -> str:
-    """Where a scan's translation lies below the output folder, without suffix: as its file, or its series' folder, below `scans`."""
-    file = source.files[0]
-    inside = file.relative_to(scans) if scans.is_dir() and file.is_relative_to(scans) else Path(file.name)
-    plain = (
-        inside.parent
-        if len(source.files) > 1 and inside.parent != Path()
-        else inside.with_name(inside.name.split(".")[0])
-    )
-    name, number = plain.as_posix(), 1
-    while name in taken:
-        number += 1
-        name = f"{plain.as_posix()}-{number}"
-    return name
+def fingerprint(source: Source) -> str:
+    """16 hex digits of what a scan's files are: how many, how large, and both ends of the first one."""
+    sizes = [file.stat().st_size for file in source.files]
+    with source.files[0].open("rb") as stream:
+        first = stream.read(ENDS)
+        stream.seek(max(0, sizes[0] - ENDS))
+        last = stream.read(ENDS)
+    about = repr((sizes, source.instances, source.frames)).encode()
+    return hashlib.sha256(about + first + last).hexdigest()[:16]
+
+
+def names_of(sources: Sequence[Source], scans: Path) -> list[str]:
+    """Where each scan's translation lies below the output folder, without suffix: as its file, or its series' folder, below `scans`.
+
+    No name is another's or that of another's map, nor a folder that another one lies in.
+    """
+    names: list[str] = []
+    taken: set[str] = set()
+    for source in sources:
+        inside = below(source.files[0], scans)
+        series = len(source.files) > 1 and inside.parent != Path()
+        plain = (inside.parent if series else inside.with_name(inside.name.split(".")[0])).as_posix()
+        tries = (plain if number == 1 else f"{plain}-{number}" for number in count(1))
+        name = next(one for one in tries if not taken & {one + kind for kind in KINDS_OF_FILES})
+        names.append(name)
+        taken |= {name + kind for kind in KINDS_OF_FILES} | {parent.as_posix() for parent in Path(name).parents}
+    return names
+
+
+def below(file: Path, scans: Path) -> Path:
+    """A file's path below the folder of scans, else its name."""
+    return file.relative_to(scans) if scans.is_dir() and file.is_relative_to(scans) else Path(file.name)
 
 
 def one_scan(

@@ -10,6 +10,7 @@ from .autoencoder import Autoencoder
 from .dcgan import DcganDiscriminator, DcganGenerator
 from .dense import DenseDiscriminator, DenseGenerator
 from .residual import ResidualDiscriminator, ResidualGenerator
+from .resnet import ResNet
 from .strided import StridedDiscriminator, StridedGenerator
 from .unet import UNet
 
@@ -20,7 +21,7 @@ GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "residual": ResidualGenerator,
     "autoencoder": Autoencoder,
 }
-TRANSLATORS: dict[str, Callable[..., nn.Module]] = {"unet": UNet}
+TRANSLATORS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "resnet": ResNet}
 DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
     "strided": StridedDiscriminator,
     "dcgan": DcganDiscriminator,

@@ -119,5 +119,13 @@ class Objective(nn.Module):
     def settle(self, average: nn.Module, images: Tensor, classes: Tensor | None, last: bool = False) -> None:
         """Before samples are drawn: what the averaged model still needs; `last`: for good, so that it may take longer."""
 
+    def saved(self, average: nn.Module) -> nn.Module:
+        """Of the averaged model the network that becomes the model folder."""
+        return average
+
+    def inverse(self, average: nn.Module) -> nn.Module | None:
+        """Of the averaged model the network of the way back, if there is one."""
+        return None
+
     def leave(self, average: nn.Module, data: Dataset, grid: Grid, run: Path, device: torch.device) -> None:
         """At the end: files for the run folder besides the model; most leave none."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .autoencoding import Autoencoding
+from .contrastive import Contrastive
+from .cycle import Cycle
 from .objective import Objective
 from .segmentation import Segmentation
 from .synthesis import Synthesis
@@ -15,4 +17,6 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "autoencoding": Autoencoding,
     "translation": Translation,
     "segmentation": Segmentation,
+    "contrastive": Contrastive,
+    "cycle": Cycle,
 }

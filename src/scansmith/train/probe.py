@@ -51,20 +51,26 @@ BATCH_GAIN = 1.25  # images/s that a doubled batch must bring
 PAIRS_AUGMENTED = (
     "pairs are mirrored, turned and scaled alike, and a source of arbitrary scale is made brighter or darker"
 )
+APART_AUGMENTED = "patches of either kind are mirrored, turned and scaled"
 # Objective -> what is augmented, and what is to be expected, where that is not said in figures.
 AUGMENTED = {
     "autoencoding": "no discriminator: nothing is augmented",
     "translation": f"regression; {PAIRS_AUGMENTED}",
     "segmentation": PAIRS_AUGMENTED,
+    "contrastive": f"a discriminator of patches, and places that must stay recognisable; {APART_AUGMENTED}",
+    "cycle": f"two discriminators of patches, and a way back; {APART_AUGMENTED}",
 }
 # Field of a recipe -> who helps a translation to learn.
 HELPERS = {
     "adversary": f"a discriminator judges texture from {ADVERSARY[0]:.0%} of the run on: sharper, at a price in error that is printed at the end",
     "registered": "many pairs lie more than a voxel apart: a small network learns by how much, so that the translation need not blur",
 }
+APART = "without pairs no error can be measured: the log says how far outputs are from real targets; judge the model on a few pairs before it is used"
 FORESEEN = {
     "translation": "the log says the error on validation patients beside that of a straight line from source to target",
     "segmentation": "the log says the Dice coefficient on validation patients",
+    "contrastive": APART,
+    "cycle": APART,
 }
 
 

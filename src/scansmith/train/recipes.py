@@ -129,6 +129,23 @@ _ENCODED: dict[str, Any] = {
     "beta1": 0.9,
 }
 
+# Adam as published (2e-4, .5), with an average of weights; regression has no part in it.
+_UNPAIRED: dict[str, Any] = {
+    "batch": 4,
+    "loss": "least_squares",
+    "penalty": "none",
+    "discriminator": "patch",
+    "gamma": 0.0,
+    "gamma_end": 0.0,
+    "augment": 0.0,
+    "learning_rate": 4e-4,
+    "learning_rate_end": 1e-4,
+    "beta1": 0.5,
+    "beta2": 0.99,
+    "beta2_end": 0.99,
+    "patience": 0.0,
+}
+
 RECIPES: dict[str, Recipe] = {
     # scansmith train DATASET RUN --minutes 15, two cores, 64 px: see docs/benchmarks.md for the score to expect.
     "relativistic": Recipe(kinds=True),
@@ -169,6 +186,10 @@ RECIPES: dict[str, Recipe] = {
     "segment": Recipe(
         "segment", "segmentation", "segment", generator="unet", discriminator="", **_ENCODED | {"batch": 4}
     ),
+    # Without pairs (Park 2020): scansmith train DATASET RUN --to OTHER.
+    "contrastive": Recipe("contrastive", "contrastive", "unpaired", generator="resnet", **_UNPAIRED),
+    # The same with a way back (Zhu 2017), which is saved as RUN/inverse.
+    "cycle": Recipe("cycle", "cycle", "unpaired", generator="resnet", **_UNPAIRED),
 }
 
 # Task -> the recipe it is learned with unless another is named; tasks with the same one may change recipes.
@@ -236,7 +257,9 @@ def resized(recipe: Recipe, size: str) -> Recipe:
     if size not in SIZES:
         raise ValueError(f"expected a size of {['auto', *SIZES]}, got {size!r}")
     if (recipe.generator, recipe.discriminator) != ("strided", "strided"):
-        return replace(recipe, size=size, width=(UNET_WIDTHS if recipe.generator == "unet" else WIDTHS)[size])
+        return replace(
+            recipe, size=size, width=(UNET_WIDTHS if recipe.generator in ("unet", "resnet") else WIDTHS)[size]
+        )
     family, width = SIZES[size]
     return replace(recipe, size=size, generator=family, discriminator=family, width=width)
 

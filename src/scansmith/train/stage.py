@@ -148,6 +148,7 @@ def run_training(
         learned: Feed
         if other:
             learned = unpaired.gather(data, other, recipe, grid.shape)
+            reasons = [*reasons, *(words for words in unpaired.differences(data, other) if words not in reasons)]
         elif pairing:
             learned = pairs.gather(pairing, recipe, grid.shape)
         else:
@@ -224,14 +225,20 @@ def finish(
     On a GPU "device_peak_bytes" is the most of its memory that this process held, reserved by torch's allocator: more than
     the tensors filled, and what no other program could have had. The probe is part of the process.
     """
-    config = configuration(data, recipe, grid, objective, outcome) | learned.says(best, device)
+    config = configuration(data, recipe, grid, objective, outcome) | learned.says(objective.saved(best), device)
     log = checkpoint.read_log(run / "log.jsonl")
     if recipe.adversary:
         ticks = [row for row in log if row["kind"] == "tick"]
         config["translation"]["price"] = pairs.price(ticks, recipe, config["intensity"]["units"])
         outcome = {**outcome, "price": config["translation"]["price"]["words"]}
         print(outcome["price"], file=sys.stderr, flush=True)
-    made = model.save(model_folder, best, config)
+    made = model.save(model_folder, objective.saved(best), config)
+    back = objective.inverse(best)
+    if back is not None:
+        assert isinstance(learned, unpaired.Unpaired)
+        other = learned.turned_round()
+        said = configuration(other.sources.pairing.data, recipe, grid, objective, outcome) | other.says(back, device)
+        outcome = {**outcome, "inverse": model.save(run / "inverse", back, said).hash}
     objective.leave(best, data, grid, run, device)
     acts = [row for row in log if row["kind"] == "act"]
     result = {

@@ -109,14 +109,18 @@ class Translation(Objective):
     def settle(self, average: nn.Module, images: Tensor, classes: Tensor | None, last: bool = False) -> None:
         """Batch norm's statistics for averaged weights, over training patches."""
         if self.averages:
-            take_statistics(
-                average, ((part,) for part in images.split(SETTLING) if len(part) == SETTLING or len(images) < SETTLING)
-            )
+            settled(average, images)
 
     def used(self, batch: Batch) -> Tensor:
         """What the model makes of a batch, as at a tick."""
         made: Tensor = self.translator(batch.images)
         return made
+
+
+def settled(network: nn.Module, images: Tensor) -> None:
+    """Batch norm's statistics of a network whose weights are an average, over patches."""
+    parts = ((part,) for part in images.split(SETTLING) if len(part) == SETTLING or len(images) < SETTLING)
+    take_statistics(network, parts)
 
 
 def beside(source: Tensor, image: Tensor) -> Tensor:

@@ -1,22 +1,264 @@
-"""Feed of images of two kinds that do not belong together."""
+"""Feed of two kinds of scans that do not belong together: patches of either, and at every tick how far outputs are from real targets."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import inference, losses
 from ..dataset import Dataset
-from .feed import Feed
-from .recipes import Recipe
+from ..metrics import random_conv
+from ..metrics.energy import energy_distance
+from ..pairings import Pairing
+from ..pairings.base import BODY, WHOLE
+from ..runtime import derive_seed
+from . import watch
+from .feed import epochs
+from .objective import Batch, Objective
+from .pairs import Pairs, resampled, ticked, turned
+from .parallel import Group
+from .recipes import Recipe, Values
+
+SHOWN = 8  # images in a sheet
+COMPARED = 24  # patches of each kind whose features are compared
+SAME_VOXELS = 1.25  # times, that voxel sizes of both kinds may differ
+DIFFERS = 0.15  # in shares of a label, or of the image that is body, from which on it is said
+
+
+@dataclass(frozen=True)
+class Unpaired:
+    """Sources and targets of different patients.
+
+    Attributes:
+        sources, targets: patches of either; of a `Pairs` only what cuts patches is used.
+        compared: rows of validation targets, else of training targets.
+    """
+
+    sources: Pairs
+    targets: Pairs
+    compared: np.ndarray
+
+    @property
+    def rows(self) -> np.ndarray:
+        return self.sources.rows
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        return self.sources.patch
+
+    def counts(self, classes: int) -> list[int]:
+        """Scans that are translated have no classes."""
+        return []
+
+    def draw(self, recipe: Recipe, step: int, group: Group, now: Values) -> Batch:
+        """This process's part of the batch of one step: a function of the seed and the step alone."""
+        part = group.part(recipe.batch)
+        sides = [
+            self._patches(side, replace(recipe, seed=derive_seed(recipe.seed, name)), step, part)
+            for name, side in (("sources", self.sources), ("targets", self.targets))
+        ]
+        images, target = (side.to(group.device) for side in sides)
+        return Batch(
+            images, None, None, torch.zeros(len(images), 1), 0.0, 0.0,
+            torch.Generator().manual_seed(derive_seed(recipe.seed, "step", step)),
+            whole=recipe.batch if group.size > 1 else None, part=part, target=target,
+        )  # fmt: skip
+
+    def _patches(self, side: Pairs, recipe: Recipe, step: int, part: slice) -> Tensor:
+        rows = side.rows[epochs(len(side.rows), recipe, step)][part]
+        numbers = range(recipe.batch)[part]
+        cut = [
+            side.cut(int(row), np.random.default_rng(derive_seed(recipe.seed, "patch", step, number)))[0]
+            for row, number in zip(rows, numbers)
+        ]
+        maps = turned(
+            recipe.batch, len(self.patch), torch.Generator().manual_seed(derive_seed(recipe.seed, "turn", step))
+        )
+        return resampled(torch.from_numpy(np.stack(cut)), maps[part], side.fills[0])
+
+    def typical(self, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Patches of training sources."""
+        return self.sources.typical(recipe, device)
+
+    # -------------------------------------------------------------------------------------------- a tick
+
+    def observe(
+        self,
+        objective: Objective,
+        average: nn.Module,
+        recipe: Recipe,
+        run: Path,
+        images: int,
+        now: Values,
+        device: torch.device,
+    ) -> dict[str, Any]:
+        """A tick: how far outputs are from real targets, as a share of how far the sources are, and how well edges are kept.
+
+        The last weights are kept: neither number says by itself which model is best.
+        """
+        began = time.monotonic()
+        objective.settle(average, *self.typical(recipe, device))
+        network = objective.saved(average)
+        sources, made = [], []
+        for row in self.sources.seen.tolist():
+            source, _ = self.sources.looked_at(row, self.sources.box)
+            sources.append(self.sources.pairing.middle(source))
+            made.append(inference.translate(network, source, self.patch, device)[0])
+        real = [
+            self.targets.pairing.middle(self.targets.looked_at(row, self.targets.box)[0])
+            for row in self.compared.tolist()
+        ]
+        kept = [1.0 - edges_lost(one, source) for one, source in zip(made, sources)]
+        far = [distance(side, real, self.patch) for side in (made, sources)]
+        tiles = [
+            tile[0]
+            for source, one, target in zip(sources[:SHOWN], made, real * SHOWN)
+            for tile in (source, one, target)
+        ]
+        watch.save_sheet(run / "samples" / f"{images:09d}.png", np.stack(same_size(tiles))[:, None], columns=3)
+        quality = far[0] / max(far[1], 1e-9)
+        return {
+            "score": round(quality, 5), "score_error": 0.0, "quality": round(quality, 4), "diversity": None,
+            "kept_edges": round(float(np.mean(kept)), 3), "reference": "none", "watch_s": round(time.monotonic() - began, 3),
+        }  # fmt: skip
+
+    def words(self, row: dict[str, Any], health: str) -> str:
+        """What the progress bar says of a tick."""
+        return f"{row['quality']:.0%} of the sources' distance to real targets, {row['kept_edges']:.0%} of edges kept, {health}"
+
+    # -------------------------------------------------------------------------------------------- at the end
+
+    def says(self, network: nn.Module, device: torch.device) -> dict[str, Any]:
+        """How scans are brought to the network and its output to units; without pairs there are no bounds."""
+        source, target = self.sources.pairing, self.targets.pairing
+        own, _ = source.windows
+        wished, _ = target.windows
+        info, other = source.data.info, target.data.info
+        return {
+            "intensity": {"low": wished.low, "high": wished.high, "units": wished.units},
+            "familiarity": source.familiar(),
+            "translation": {
+                "task": "unpaired", "input": "image", "output": "image",
+                "source": {"modality": info["modality"], "low": own.low, "high": own.high, "units": own.units},
+                "target": {"modality": other["modality"], "channels": int(target.data.shape[0]), "units": wished.units},
+                "patch": list(self.patch), "neighbours": int(info.get("neighbours") or 0), "choices": info["choices"],
+                "line": [0.0, 1.0], "usual_width": None, "calibration": None, "warnings": differences(source.data, target.data),
+            },
+        }  # fmt: skip
+
+    def turned_round(self) -> Unpaired:
+        """The same for the way back."""
+        return Unpaired(self.targets, self.sources, self.sources.seen)
+
+
+def gather(data: Dataset, other: Dataset, recipe: Recipe, patch: Sequence[int]) -> Unpaired:
+    """Training scans of both kinds, and the rows that ticks look at; no holdout is touched.
+
+    Raises:
+        ValueError: slices in one and volumes in the other, or voxel sizes that differ too much.
+    """
+    refuse_unlike(data, other)
+    sides, seen = [], []
+    for one in (data, other):
+        pairing = Pairing(one)
+        validation, rows = pairing.rows("validation"), pairing.rows("train")
+        reference = validation if len(validation) else rows
+        most, box = ticked(recipe, patch, one.shape[1:])
+        seen.append(reference[np.unique(np.linspace(0, len(reference) - 1, min(most, len(reference))).astype(int))])
+        sides.append(Pairs(pairing, rows, seen[-1], "none", tuple(patch), (0.0, 1.0), "unpaired", box))
+    return Unpaired(sides[0], sides[1], seen[1])
 
 
 def channels(data: Dataset) -> int:
     """Channels of a source."""
-    return int(data.shape[0])
+    return Pairing(data).in_channels
 
 
-def gather(data: Dataset, other: Dataset, recipe: Recipe, patch: tuple[int, ...]) -> Feed:
+def refuse_unlike(data: Dataset, other: Dataset) -> None:
     """
     Raises:
-        ValueError: always, as long as nothing learns from unpaired scans.
+        ValueError: slices in one and volumes in the other, or voxel sizes that differ too much.
     """
-    raise ValueError(
-        f"expected paired scans, found {data.root} and {other.root}: learning from unpaired ones is not there yet"
-    )
+    if len(data.shape) != len(other.shape):
+        raise ValueError(
+            f"expected slices or volumes in both datasets, found {len(data.shape) - 1}-D images in {data.root} and {len(other.shape) - 1}-D ones in {other.root}: prepare both alike (--plan '{{\"dimensions\": 2}}')"
+        )
+    own, wished = data.info["spacing"], other.info["spacing"]
+    if own is None or wished is None:
+        return
+    if any(max(one / two, two / one) > SAME_VOXELS for one, two in zip(own, wished)):
+        raise ValueError(
+            f"expected voxels of one size in both datasets, found {own} mm and {wished} mm: prepare one of them on the other's (--plan '{{\"spacing\": {list(own)}}}')"
+        )
+
+
+def differences(data: Dataset, other: Dataset) -> list[str]:
+    """Where two sets of scans differ in more than their kind: a discriminator makes up for it, by adding or taking away (Cohen 2018)."""
+    found = []
+    shares = [label_shares(one) for one in (data, other)]
+    for label in sorted(set(shares[0]) & set(shares[1])):
+        one, two = shares[0][label], shares[1][label]
+        if abs(one - two) > DIFFERS:
+            found.append(
+                f"{one:.0%} of the sources and {two:.0%} of the targets are labelled {label!r}: what matches distributions adds or removes such findings; take sets with equal shares"
+            )
+    bodies = [body_share(one) for one in (data, other)]
+    if abs(bodies[0] - bodies[1]) > DIFFERS:
+        found.append(
+            f"the body fills {bodies[0]:.0%} of the sources and {bodies[1]:.0%} of the targets: fields of view differ, and outputs may be stretched or filled up"
+        )
+    return found
+
+
+def label_shares(data: Dataset) -> dict[str, float]:
+    """Share of the labelled training images that have each label."""
+    classes = data.classes()[data.rows("train")]
+    known = classes[classes >= 0]
+    return {label: float((known == number).mean()) for number, label in enumerate(data.labels)} if len(known) else {}
+
+
+def body_share(data: Dataset, most: int = 64) -> float:
+    """Share of training images that lies above background."""
+    rows, pairing = data.rows("train"), Pairing(data)
+    chosen = rows[:: max(1, -(-len(rows) // most))]
+    return float(np.mean([(pairing.target(int(row), WHOLE) > BODY).mean() for row in chosen]))
+
+
+def edges_lost(made: np.ndarray, source: np.ndarray) -> float:
+    """`losses.gradient_field` of one image, (C, *spatial)."""
+    return float(losses.gradient_field(torch.from_numpy(made)[None], torch.from_numpy(source)[None]))
+
+
+def distance(images: Sequence[np.ndarray], real: Sequence[np.ndarray], patch: Sequence[int]) -> float:
+    """Energy distance between random-conv features of patches, never below 0."""
+    sets = [random_conv.features(np.stack(patches_of(side, patch))) for side in (images, real)]
+    return max(0.0, energy_distance(sets[0], sets[1])[0])
+
+
+def patches_of(images: Sequence[np.ndarray], patch: Sequence[int]) -> list[np.ndarray]:
+    """At most `COMPARED` patches, evenly over images and in them, of the first channel."""
+    each = max(2, COMPARED // len(images))
+    found = []
+    for image in images:
+        sides = [min(side, length) for side, length in zip(image.shape[1:], patch)]
+        for number in range(each):
+            share = (number + 0.5) / each
+            first = [int(share * (size - side)) for size, side in zip(image.shape[1:], sides)]
+            found.append(image[(slice(0, 1), *(slice(start, start + side) for start, side in zip(first, sides)))])
+    return same_size(found)
+
+
+def same_size(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Images cut to the least of their sides, about their middles."""
+    sides = np.min([image.shape for image in images], axis=0)
+    return [
+        image[tuple(slice((size - side) // 2, (size - side) // 2 + side) for size, side in zip(image.shape, sides))]
+        for image in images
+    ]
