@@ -41,7 +41,7 @@ def make_scans(root: Path, modality: str = "CT", size: tuple[int, ...] = (40, 48
     for image, mask in zip(images.astype(np.int16), maps):
         writer.add({"images": image[None, None]} | ({"masks": mask[None, None]} if masks else {}))
     info = {"modality": modality, "units": "HU" if modality == "CT" else "a.u.", "labels": [], "spacing": [3.0, 2.0, 1.5][-len(size):],
-            "source_format": "nifti", "hash": "d" * 16, "neighbours": 0, "choices": {"channels": 1}}  # fmt: skip
+            "source_format": "nifti", "hash": "d" * 16, "neighbours": 0, "choices": {"channels": 1, "dimensions": 3, "bias_field": False, "landmarks": None, "window": None, "percentiles": None, "depth": None, "height": size[-2], "width": size[-1]}}  # fmt: skip
     if len(size) == 3:
         info["depth"] = size[0]
     writer.finish(info, columns)

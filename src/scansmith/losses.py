@@ -203,10 +203,10 @@ def patch_contrast(described: Tensor, keys: Tensor, temperature: float = 0.07) -
 
 
 def gradient_field(made: Tensor, source: Tensor) -> Tensor:
-    """1 - how far edges of one image run along those of another, whatever their contrast: 0 if all do (Haber and Modersitzki 2006, eq. 7).
+    """1 - how far edges of one image run along those of another, whatever their contrast (Haber and Modersitzki 2006, eq. 7).
 
-    Mean over voxels, each counting as the product of both slopes' sizes does where the source has edges; what lies below the mean
-    slope of its image is taken for noise.
+    Mean over voxels, each counting as far as the source has an edge there; slopes below the mean one of their image are taken for
+    noise, so that an image beside itself does not give 0 but the least that its noise allows. 1 where no edges are shared.
 
     Args:
         made, source: (B, C, *spatial); C is averaged.

@@ -11,6 +11,8 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
 
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
 MAPS = {"lower": "lower bound", "upper": "upper bound", "trust": "trust map", "confidence": "confidence map"}
 # What the names of a translation and its maps end with.
 KINDS_OF_FILES = ("", *(f"-{what}" for what in MAPS))
+SUFFIXES = ("nii", "nrrd", "nhdr", "mha", "mhd", "hdr", "img", "dcm", "ima", "png", "jpg", "jpeg", "tif", "tiff")
 ENDS = 2**16  # bytes of a file that tell it from others
 # What is said of label maps in place of a modality, and what a translation is called.
 KINDS = {"mask": "label map"}
+COLOURS = {1: "a grey scan with one channel", 3: "colours with three channels"}
 WHAT = {"image": "translated image", "mask": "label map"}
 
 
@@ -216,12 +220,19 @@ def names_of(sources: Sequence[Source], scans: Path) -> list[str]:
     for source in sources:
         inside = below(source.files[0], scans)
         series = len(source.files) > 1 and inside.parent != Path()
-        plain = (inside.parent if series else inside.with_name(inside.name.split(".")[0])).as_posix()
+        plain = (inside.parent if series else inside.with_name(stem(inside.name))).as_posix()
         tries = (plain if number == 1 else f"{plain}-{number}" for number in count(1))
         name = next(one for one in tries if not taken & {one + kind for kind in KINDS_OF_FILES})
         names.append(name)
         taken |= {name + kind for kind in KINDS_OF_FILES} | {parent.as_posix() for parent in Path(name).parents}
     return names
+
+
+def stem(name: str) -> str:
+    """A file's name without what says its format; other dots stay, as in "1.2.840.dcm"."""
+    bare = name.removesuffix(".gz")
+    first, _, last = bare.rpartition(".")
+    return first if first and last.lower() in SUFFIXES else bare
 
 
 def below(file: Path, scans: Path) -> Path:
@@ -239,17 +250,19 @@ def one_scan(
         OSError: with the way out.
     """
     from . import __version__, formats
-    from .translator import judged, translated
+    from .translator import judged, prepared, translated
 
     unlike = readable(source, model)
     if unlike and not force:
         raise ValueError(unlike)
+    refuse_if_too_large(source, model)
     scan = formats.read(source)
-    judgement = judged(model, scan, source.format)
+    ready = prepared(model, scan, source.format)
+    judgement = judged(model, scan, source.format, ready)
     refused = judgement is not None and judgement.refused
     if judgement and refused and not force:
         raise ValueError(f"refused: {judgement.words}; --force translates it all the same")
-    made = translated(model, scan, source.format, device)
+    made = translated(model, scan, source.format, device, ready)
     settings = model.config["translation"]
     kinds = (
         KINDS.get(settings["output"], settings["target"]["modality"]),
@@ -270,10 +283,33 @@ def one_scan(
     return [file.relative_to(out).as_posix() for file in files]
 
 
+def refuse_if_too_large(source: Source, model: Model) -> None:
+    """Nothing when the scan's header promises that its translation fits into memory.
+
+    Raises:
+        ValueError: it does not.
+    """
+    from .capacity import available, gigabytes
+    from .image import Image
+    from .translator import needed
+
+    voxels = np.broadcast_to(np.float32(0.0), (source.channels, *source.shape))
+    place = np.eye(4) if source.affine is None else np.reshape(source.affine, (4, 4))
+    scan = Image(voxels, place, source.modality, spacing_known=source.affine is not None)
+    wanted, free = needed(model, scan, source.format), available()
+    if wanted > free:
+        raise ValueError(
+            f"expected a scan whose translation fits into the {gigabytes(free)} of memory that are free, found {' x '.join(map(str, source.shape))} voxels, which need about {gigabytes(wanted)}: cut it into parts, or use a machine with more memory"
+        )
+
+
 def readable(source: Source, model: Model) -> str | None:
     """Why a scan cannot be translated by this model, from its header alone; None where it can."""
     settings = model.config["translation"]
     wished = settings["source"]["modality"]
     if settings["input"] == "image" and source.modality not in (wished, "OT") and wished != "OT":
         return f"expected {wished}, which the model learned to translate, found {source.modality}: use a model for it"
+    wished_channels = settings["choices"]["channels"]
+    if settings["input"] == "image" and source.channels != wished_channels:
+        return f"expected {COLOURS.get(wished_channels, wished_channels)}, found {COLOURS.get(source.channels, source.channels)}: convert it, or use a model for it"
     return None

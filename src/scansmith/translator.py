@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,8 @@ LOWEST_HU, HIGHEST_HU = -1024.0, 3071.0
 AIR = -1.0
 PICTURE_FILES = ("png", "jpeg", "tiff")
 ALONE = ("denoise", "superresolve")  # tasks that good scans alone teach: source and target have one scale
+MOST_PLANES = 3  # that a network gives
+PROCESS_BYTES = 2**29  # of the libraries, and of a batch of windows in a network
 FINEST = 8.0  # times as many voxels along an axis as the scan has
 
 
@@ -247,16 +250,20 @@ def physical(window: IntensityMap, encoded: np.ndarray) -> np.ndarray:
 
 
 def as_image(model: Model, planes: Sequence[np.ndarray], window: IntensityMap) -> dict[str, np.ndarray]:
-    """Middle, and where the network gives them calibrated bounds and trust."""
+    """Middle, and where the network gives them calibrated bounds and trust; slice by slice, in the memory of the planes."""
     settings = model.config["translation"]
     if len(planes) == 1:
         return {"image": physical(window, planes[0])}
-    middle, lower, upper = planes
-    factor = settings["calibration"]["factor"]
-    lower, upper = widened(lower, middle, upper, 1.0 if factor is None else factor)
-    usual = settings["usual_width"]
-    made = {name: physical(window, values) for name, values in (("image", middle), ("lower", lower), ("upper", upper))}
-    return {**made, "trust": (usual / (usual + np.maximum(upper - lower, 1e-6))).astype(np.float32)}
+    found = settings["calibration"]["factor"]
+    factor, usual = 1.0 if found is None else found, settings["usual_width"]
+    trust = np.empty_like(planes[0], np.float32)
+    for k in range(trust.shape[-1]):
+        middle, lower, upper = (plane[..., k] for plane in planes)
+        lower, upper = widened(lower, middle, upper, factor)
+        trust[..., k] = usual / (usual + np.maximum(upper - lower, 1e-6))
+        for plane, values in zip(planes, (middle, lower, upper)):
+            plane[..., k] = physical(window, values)
+    return {**dict(zip(("image", "lower", "upper"), planes)), "trust": trust}
 
 
 def as_labels(model: Model, planes: Sequence[np.ndarray], window: IntensityMap) -> dict[str, np.ndarray]:
@@ -338,6 +345,25 @@ def factors(model: Model, scan: Slices) -> Sequence[float]:
     size = (len(scan.array), *scan.array.shape[2:])[-axes:]
     stored = (choices["depth"], choices["height"], choices["width"])[-axes:]
     return [min(most / side for most, side in zip(stored, size))] * axes
+
+
+def needed(model: Model, scan: Image, format: str) -> int:
+    """Bytes that the translation of a scan takes at its peak, about; of the scan's array only the shape counts.
+
+    Its voxels as stored and as float32, the encoded ones, weights of windows and every plane that the network gives, on the
+    scan's voxels and, where these are others, on the model's; and one batch of windows in the network.
+    """
+    settings, axes = model.config["translation"], turning(model, scan, format)
+    network, volume = model.config["network"]["arguments"], model.grid.dimensions == 3
+    made = network["out_channels"] * (MOST_PLANES if settings["calibration"] else 1)
+    voxels = math.prod(scan.array.shape[1:])
+    if settings["task"] == "superresolve":
+        finest = math.prod(factor for _, factor in finer(model, scan, axes))
+        return PROCESS_BYTES + int(4 * voxels * (2 + finest * (made + network["in_channels"] + 3)))
+    times = math.prod(factors(model, turned(scan, axes, ""))) if volume else 0.0
+    within = network["in_channels"] + made + 1 if volume else 0  # planes of the model's voxels
+    own = 2 * len(scan.array) + made + 1
+    return PROCESS_BYTES + int(4 * voxels * (own + (within - made if times == 1.0 else within * times)))
 
 
 # ------------------------------------------------------------------------------------------------ refusal

@@ -115,7 +115,7 @@ class Unpaired:
             self.targets.pairing.middle(self.targets.looked_at(row, self.targets.box)[0])
             for row in self.compared.tolist()
         ]
-        kept = [1.0 - edges_lost(one, source) for one, source in zip(made, sources)]
+        kept = [edges_kept(one, source) for one, source in zip(made, sources)]
         far = [distance(side, real, self.patch) for side in (made, sources)]
         tiles = [
             tile[0]
@@ -231,9 +231,11 @@ def body_share(data: Dataset, most: int = 64) -> float:
     return float(np.mean([(pairing.target(int(row), WHOLE) > BODY).mean() for row in chosen]))
 
 
-def edges_lost(made: np.ndarray, source: np.ndarray) -> float:
-    """`losses.gradient_field` of one image, (C, *spatial)."""
-    return float(losses.gradient_field(torch.from_numpy(made)[None], torch.from_numpy(source)[None]))
+def edges_kept(made: np.ndarray, source: np.ndarray) -> float:
+    """Share of a source's edges (C, *spatial) along which those of the output run: 1 for the source itself."""
+    one, other = (torch.from_numpy(np.ascontiguousarray(image))[None] for image in (made, source))
+    most = 1.0 - float(losses.gradient_field(other, other))
+    return (1.0 - float(losses.gradient_field(one, other))) / max(most, 1e-6)
 
 
 def distance(images: Sequence[np.ndarray], real: Sequence[np.ndarray], patch: Sequence[int]) -> float:
