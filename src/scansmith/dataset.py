@@ -5,6 +5,7 @@ manifest-0001.npz        columns, one entry per row (case, patient, split, label
 images-0001-00000.npy    native-dtype shards, shape (n, C, H, W) or (n, C, D, H, W), physical units, in manifest order
 masks-0001-00000.npy     label maps of the same rows, uint8, one channel, where the scans have masks
 targets-0001-00000.npy   the paired scans of the same rows, where scans are paired
+source2-0001-00000.npy   where several scans are the source of one target: the second of each row, source3 the third ...
 report.html              what `prepare` found, for people; made by it from all the others
 levels/                  downsampled copies for training, made on demand, safe to delete
 
@@ -48,6 +49,12 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "crop": ("f8", (6,)),  # first slice, row, column and their number, in the displayed source's voxels
     "masked": ("?", ()),  # whether the row has a mask
 }
+# The same where several scans are the source of one target, one value for each of them; "images" holds the first that is there.
+SOURCE_COLUMNS: dict[str, str] = {
+    "present": "?",  # whether the row has the source
+    "source_low": "f8",  # the source's window, NaN where it is missing
+    "source_high": "f8",
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class Dataset:
     Attributes:
         root: its folder.
         info: `dataset.json`, for example info["modality"], info["channels"], info["height"], info["labels"].
-        columns: the manifest, a name of `COLUMNS` -> array over rows.
+        columns: the manifest, a name of `COLUMNS`, with several sources also of `SOURCE_COLUMNS` -> array over rows.
     """
 
     root: Path
@@ -150,6 +157,11 @@ class Dataset:
             self.info["target"]["units"],
         )
 
+    def source_intensity(self, row: int, number: int) -> IntensityMap:
+        """The invertible map of one of the sources of a row, of which there are several."""
+        low, high = (float(self.columns[name][row][number]) for name in ("source_low", "source_high"))
+        return IntensityMap(low, high, self.info["sources"][number]["units"])
+
     @cached_property
     def _layers(self) -> dict[str, Rows]:
         return {layer: Rows(self.root, layer, self.info["generation"]) for layer in self.info["layers"]}
@@ -165,6 +177,13 @@ class Dataset:
     def target(self, row: int) -> np.ndarray | None:
         """The row's paired image on the same grid, physical units; None when the dataset has no pairs."""
         return self._layers["targets"][row] if "targets" in self._layers else None
+
+    def sources(self, row: int, part: tuple[slice, ...] = ()) -> np.ndarray:
+        """All sources of a row of several, or a part of them, float32 (S, *spatial), physical units; NaN where one is missing."""
+        present = self.columns["present"][row]
+        layers = [source_layer(number) for number in range(len(present))]
+        found = [self._layers[layer][row][0][part] for layer in layers]
+        return np.stack([np.where(there, one, np.nan).astype(np.float32) for there, one in zip(present, found)])
 
     def level(self, grid: Grid) -> Level:
         """All images on one training grid, memory-mapped; made at first use, then reused."""
@@ -304,7 +323,7 @@ class Writer:
 
         Args:
             info: content of `dataset.json` besides version, grid and layers.
-            columns: every name of `COLUMNS` -> values over rows.
+            columns: every name of `COLUMNS`, with several sources also of `SOURCE_COLUMNS` -> values over rows.
         """
         self.close()
         missing = set(COLUMNS) - set(columns)
@@ -382,6 +401,11 @@ def unknown(column: str, count: int) -> np.ndarray:
     return np.full((count, *shape), value, "U1" if dtype == "U" else dtype)
 
 
+def source_layer(number: int) -> str:
+    """The layer of one of several sources, counted from 0."""
+    return f"source{number + 1}" if number else "images"
+
+
 def manifest_name(generation: int) -> str:
     return f"manifest-{generation:04d}.npz"
 
@@ -413,7 +437,8 @@ def clear(root: Path, keep: int | None = None, resume: tuple[int, int] | None = 
 
 
 def _numbered(root: Path) -> Iterator[Path]:
-    for kind, suffix in (("manifest", "npz"), ("images", "npy"), ("masks", "npy"), ("targets", "npy")):
+    kinds = ("images", "masks", "targets", "source[2-9]", "source[1-9][0-9]")
+    for kind, suffix in (("manifest", "npz"), *((kind, "npy") for kind in kinds)):
         yield from list(root.glob(f"{kind}-[0-9]*.{suffix}"))
         yield from list(root.glob(f".{kind}-[0-9]*.{suffix}.partial"))
 
@@ -429,14 +454,21 @@ def _write_columns(path: Path, columns: Mapping[str, Sequence[Any] | np.ndarray]
         assert array.dtype.kind == np.dtype(dtype).kind and array.shape[1:] == shape, (
             f"column {name}: {array.dtype} {array.shape}"
         )
-        array = _narrow(array) if dtype == "U" else array
-        same = len(array) > 1 and np.array_equal(
-            array, np.broadcast_to(array[:1], array.shape), equal_nan=dtype == "f8"
-        )
-        arrays[name] = array[:1] if same else array
+        arrays[name] = _once(_narrow(array) if dtype == "U" else array)
+    arrays |= {
+        name: _once(np.asarray(columns[name], dtype)) for name, dtype in SOURCE_COLUMNS.items() if name in columns
+    }
     arrays["rows"] = np.array(len(columns["case"]))
     with open(path, "wb") as file:
         np.savez(file, **arrays)
+
+
+def _once(array: np.ndarray) -> np.ndarray:
+    """One value where all rows have the same."""
+    same = len(array) > 1 and np.array_equal(
+        array, np.broadcast_to(array[:1], array.shape), equal_nan=array.dtype.kind == "f"
+    )
+    return array[:1] if same else array
 
 
 def _narrow(array: np.ndarray) -> np.ndarray:
@@ -451,9 +483,9 @@ def _read_columns(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as stored:
         count = int(stored["rows"])
         columns = {}
-        for name, (dtype, _) in COLUMNS.items():
+        for name in (*COLUMNS, *(name for name in SOURCE_COLUMNS if name in stored)):
             array = stored[name]
-            array = array.astype("U") if dtype == "U" and array.dtype.kind == "S" else array
+            array = array.astype("U") if array.dtype.kind == "S" else array
             columns[name] = array if len(array) == count else np.broadcast_to(array, (count, *array.shape[1:]))
     return columns
 

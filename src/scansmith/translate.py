@@ -72,7 +72,13 @@ def translate_files(
     chosen = choose_device(device)
     opened.generator.to(chosen)
     found, skipped = formats.discover(scans, only)
-    sources = [source for source in found if not source.files[0].resolve().is_relative_to(out.resolve())]
+    if out.resolve() == scans.resolve():
+        raise ValueError(
+            f"expected a folder for translations apart from the scans, found {out} for both: choose another folder"
+        )
+    if out.resolve().is_relative_to(scans.resolve()):
+        found = [source for source in found if not source.files[0].resolve().is_relative_to(out.resolve())]
+    sources = found
     if opened.config["translation"]["input"] != "mask":
         masks = [source for source in sources if source.role == "mask"]
         skipped += [formats.Skipped(mask.files[0], "a mask, not a scan: left out") for mask in masks]

@@ -12,6 +12,7 @@ import torch
 
 from .. import conformal, inference
 from ..dataset import Dataset
+from ..intensity import IntensityMap
 from ..metrics import synthrad
 from ..model import Model
 from ..pairings import Pairing, cases_of, pairing, straight
@@ -23,6 +24,7 @@ QUANTILES = np.linspace(0.0, 1.0, 257)
 LEARNED_ROWS, LEARNED_VOXELS = 64, 4096  # that the histograms are learned from
 # HU at which tissues part.
 TISSUES = {"air and lung": (-np.inf, -200.0), "soft tissue": (-200.0, 200.0), "bone": (200.0, np.inf)}
+JUDGED_AS = {"unpaired": "paired"}  # task of a model -> whose sources and targets it is judged on
 METHODS = ("translation", "line", "histogram", "identity")
 
 
@@ -33,7 +35,7 @@ class Scan:
     Attributes:
         patient: pseudonym.
         source: (D, H, W) what was translated; target: what is true.
-        middle, lower, upper: (D, H, W) of the model, bounds calibrated.
+        middle, lower, upper: (D, H, W) of the model, bounds calibrated; all the middle where it has none.
         inside: (D, H, W) bool, the body.
         window: (low, high) of the target in its units.
     """
@@ -76,7 +78,7 @@ def evaluate_translation(
         raise ValueError(
             f"expected a model that translates to judge with the dataset {data.root}, found one that makes scans: synthesize some, and evaluate those"
         )
-    pairs = pairing(settings["task"], data)
+    pairs = pairing(JUDGED_AS.get(settings["task"], settings["task"]), data)
     split = next((name for name in ("holdout", "validation") if len(pairs.rows(name))), None)
     if split is None:
         raise ValueError(f"expected held-out patients in {data.root}, found none: prepare it again with more scans")
@@ -102,8 +104,8 @@ def evaluate_translation(
     result = {
         "task": "translation", "split": split, "patients": len(widths), "units": model.intensity.units, "model": model.hash,
         "metrics": {method: {name: summary(each, seed) for name, each in names.items()} for method, names in found.items()},
-        "coverage": {tissue: summary({patient: [1.0 - value for value in values] for patient, values in each.items()}, seed) for tissue, each in outside.items()},
-        "width": summary(widths, seed), "calibration": settings["calibration"],
+        "coverage": settings["calibration"] and {tissue: summary({patient: [1.0 - value for value in values] for patient, values in each.items()}, seed) for tissue, each in outside.items()},
+        "width": settings["calibration"] and summary(widths, seed), "calibration": settings["calibration"],
     }  # fmt: skip
     result["words"] = words(result)
     write_json(out / "metrics.json", result)
@@ -116,11 +118,15 @@ def evaluate_translation(
 def translated_scan(pairs: Pairing, rows: np.ndarray, model: Model, device: torch.device) -> Scan:
     """One scan through the model, its slices stacked."""
     settings = model.config["translation"]
-    factor = settings["calibration"]["factor"]
+    factor = (settings["calibration"] or {}).get("factor")
+    window = pairs.window(int(rows[0]))
     parts: list[list[np.ndarray]] = [[], [], [], [], [], []]
     for row in rows:
         source, target = pairs.source(int(row)), pairs.target(int(row))
-        middle, lower, upper = inference.translate(model.generator, source, settings["patch"], device)
+        planes = inference.translate(model.generator, source, settings["patch"], device)
+        if settings["task"] == "unpaired":  # it learned the window of other targets
+            planes = encoded_by(model.intensity, window, planes)
+        middle, lower, upper = planes if len(planes) == 3 else (planes[0],) * 3
         lower, upper = conformal.widened(lower, middle, upper, 1.0 if factor is None else factor)
         layers = (pairs.view(source), target[0], middle[0], lower[0], upper[0], pairs.body(source, target))
         for part, layer in zip(parts, layers):
@@ -128,9 +134,16 @@ def translated_scan(pairs: Pairing, rows: np.ndarray, model: Model, device: torc
     source, target, middle, lower, upper, inside = (
         np.stack(part) if part[0].ndim == 2 else np.concatenate(part) for part in parts
     )
-    window = pairs.window(int(rows[0]))
     patient = str(pairs.data.columns["patient"][rows[0]])
     return Scan(patient, source, target, middle, lower, upper, inside.astype(bool), (window.low, window.high))
+
+
+def encoded_by(own: IntensityMap, wished: IntensityMap, values: np.ndarray) -> np.ndarray:
+    """Values encoded by one window as another one encodes them; where units are arbitrary they stay as they are."""
+    if own.units != "HU":
+        return values
+    units = (values + 1.0) / 2.0 * (own.high - own.low) + own.low
+    return np.asarray(2.0 * (units - wished.low) / (wished.high - wished.low) - 1.0)
 
 
 def histogram(pairs: Pairing, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -224,4 +237,7 @@ def sentences(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"That is no better than {best} ({others[best]:.3g} {units}): do not use this model."
     if result["patients"] < FEWEST_PATIENTS:
         yield f"With fewer than {FEWEST_PATIENTS} patients no interval over patients is given; `each` has one figure per patient."
-    yield f"{result['coverage']['body']['value']:.0%} of the body's voxels lie within the bounds; {result['calibration']['words']}."
+    if result["calibration"]:
+        yield f"{result['coverage']['body']['value']:.0%} of the body's voxels lie within the bounds; {result['calibration']['words']}."
+    else:
+        yield "The model gives no bounds: it was learned without pairs."

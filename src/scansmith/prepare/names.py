@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ..formats import Source
+from ..patterns import keys as pattern_keys
 
 # Suffixes that are taken off a file's name together.
 DOUBLE_SUFFIXES = (".nii.gz", ".nii.bz2")
@@ -139,7 +140,7 @@ def match(option: str, patterns: str, sources: Sequence[Source], names: Sequence
         raise ValueError(
             f"expected as many wildcards on both sides of {option} {patterns!r}, found {len(wildcards[0])} and {len(wildcards[1])}: every * of the left must match the same text on the right"
         )
-    left, right = (_keys(pattern, sources, names) for pattern in (left_pattern, right_pattern))
+    left, right = (pattern_keys(pattern, sources, names) for pattern in (left_pattern, right_pattern))
     for pattern, keys in ((left_pattern, left), (right_pattern, right)):
         if not keys:
             raise ValueError(
@@ -148,10 +149,10 @@ def match(option: str, patterns: str, sources: Sequence[Source], names: Sequence
     common = [key for key in left if key in right]
     by_folder = not common
     if by_folder:
-        left, right = (_keys(pattern, sources, names, folders=True) for pattern in (left_pattern, right_pattern))
+        left, right = (pattern_keys(pattern, sources, names, folders=True) for pattern in (left_pattern, right_pattern))
         common = [key for key in left if any(key) and len(left[key]) == len(right.get(key, ())) == 1]
     if not common:
-        strict = [_keys(pattern, sources, names) for pattern in (left_pattern, right_pattern)]
+        strict = [pattern_keys(pattern, sources, names) for pattern in (left_pattern, right_pattern)]
         raise ValueError(
             f"expected {option} {patterns!r} to pair names, found none: the wildcards match {_said(strict[0])} on the left and {_said(strict[1])} on the right, never the same; where names differ in more than the pattern says, give a CSV table with the columns source and target"
         )
@@ -165,35 +166,6 @@ def match(option: str, patterns: str, sources: Sequence[Source], names: Sequence
     paired = {index for pair in pairs for index in pair}
     alone = [sorted({hit for hits in keys.values() for hit in hits} - paired) for keys in (left, right)]
     return Matches(pairs, alone[0], alone[1], by_folder)
-
-
-def _keys(
-    pattern: str, sources: Sequence[Source], names: Sequence[str], folders: bool = False
-) -> dict[tuple[str, ...], list[int]]:
-    """What the wildcards match, in lower case -> the scans; with `folders` without the wildcards of the last part."""
-    whole, (head, _, last) = _compiled(pattern), pattern.rpartition("/")
-    above, file = _compiled(head) if head else None, _compiled(last)
-    in_last = file.groups - 1 if folders else 0
-    result: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
-    for number, (source, name) in enumerate(zip(sources, names)):
-        folder, _, base = name.rpartition("/")
-        found = whole.fullmatch(name if len(source.files) == 1 else folder)
-        if found:
-            groups = found.groups()[: whole.groups - in_last]
-        elif len(source.files) > 1 and above and file.fullmatch(base) and (found := above.fullmatch(folder)):
-            groups = found.groups()  # the numbers of a series' files say nothing about what belongs together
-        else:
-            continue
-        result[tuple((text or "").lower() for text in groups)].append(number)
-    return dict(result)
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """A pattern with a group for the folders above it and one for every wildcard."""
-    text = pattern.removeprefix("./")
-    signs = {"**/": "((?:[^/]+/)*?)", "**": "(.*?)", "*": "([^/]*?)", "?": "([^/])"}
-    pieces = re.split(r"(\*\*/|\*\*|\*|\?)", text)
-    return re.compile("(?:(.*?)/)?" + "".join(signs.get(piece, re.escape(piece)) for piece in pieces), re.IGNORECASE)
 
 
 def _examples(names: Sequence[str]) -> str:
