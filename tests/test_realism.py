@@ -222,3 +222,10 @@ def test_one_volume_is_enough_to_learn_a_translation_from(tmp_path):
     made = make_pairs(tmp_path / "data", count=2, size=(16, 24, 20), patients=2)
     result = train(made, tmp_path / "run", images=64, minutes=0.1, device="cpu")
     assert result["images"] == 64 and "only 1 training images" in result["acts"][0]
+
+
+def test_statistics_are_of_many_patches_even_of_a_single_volume(tmp_path):
+    made = dataset.Dataset.open(make_pairs(tmp_path / "d", count=2, size=(16, 24, 20), patients=2))
+    data = pairs.gather(pairings.pairing("paired", made), RECIPE, (16, 16, 16))
+    patches, _ = data.typical(RECIPE, torch.device("cpu"))
+    assert len(data.rows) == 1 and len(patches) == 32 and len(torch.unique(patches.flatten(1).mean(1))) > 16

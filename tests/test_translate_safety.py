@@ -217,7 +217,8 @@ def test_tilted_labels_and_bounds_come_back_voxel_by_voxel(tmp_path):
     image = scan("tilted")
     made = translated(opened, image, "nifti", CPU)
     assert all(one.array.shape == image.array.shape for one in made.maps.values())
-    assert (made.maps["lower"].array < made.image.array).all() and (made.image.array < made.maps["upper"].array).all()
+    lower, upper = (made.maps[name].array for name in ("lower", "upper"))
+    assert (lower <= made.image.array).all() and (made.image.array < upper).all()
     assert made.maps["trust"].array.min() > 0.0  # no voxel was left without
 
 
@@ -256,9 +257,12 @@ def test_the_slices_around_one_are_the_same_however_the_file_counts_them(tmp_pat
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory) -> Path:
-    """Six patients with T1 and CT in NIfTI, 8 axial slices of 40 x 40."""
+    """Six patients with T1 and CT in NIfTI that does not say which it is, 8 axial slices of 40 x 40."""
     root = tmp_path_factory.mktemp("phantoms")
     phantom(root, patients=6, modality="all", format="nifti", slices=8, size=40)
+    for path in (root / "scans").rglob("*.nii.gz"):
+        one = nibabel.load(path)
+        nibabel.save(nibabel.Nifti1Image(np.asarray(one.dataobj), one.affine), path)
     return root / "scans"
 
 
@@ -321,9 +325,9 @@ class Averaging(torch.nn.Module):
 HU = 4095.0 / 2.0  # of one encoded unit
 
 
-@pytest.mark.parametrize("size", [(40, 37, 50), (16, 16, 16), (5, 60, 9)])
+@pytest.mark.parametrize("size", [(40, 37, 50), (16, 16, 16), (21, 60, 17), (37, 50)])
 def test_a_constant_stays_one_through_windows(size):
-    made = inference.translate(Averaging(), np.full((1, *size), 0.3, np.float32), (16, 16, 16), CPU)
+    made = inference.translate(Averaging(), np.full((1, *size), 0.3, np.float32), (16,) * len(size), CPU)
     assert np.abs(made - 0.3).max() * HU < 0.1
 
 
@@ -352,10 +356,10 @@ def body(size: tuple[int, ...]) -> np.ndarray:
 def test_windows_of_a_network_that_looks_around_give_what_the_whole_image_gives(monkeypatch):
     for size, patch in (((64, 56, 72), (32, 32, 32)), ((150, 170), (64, 64))):
         network, image = random_network(len(size)), body(size)
-        whole = inference.whole(network, torch.from_numpy(image), network.step)[0, 0]
+        whole = inference.whole(network, torch.from_numpy(image), patch, network.step)[0, 0]
         monkeypatch.setattr(inference, "AT_ONCE", 0)
         made = inference.translate(network, image, patch, CPU)[0, 0]
-        assert np.abs(made - whole).max() * HU < 1.0 and np.ptp(whole) > 1.0
+        assert 0.0 < np.abs(made - whole).max() < 0.003 * np.ptp(whole)
         flicker = [float(np.abs(np.diff(one, axis=0)).mean()) for one in (made, whole)]
         assert 0.99 < flicker[0] / flicker[1] < 1.01
 
@@ -433,7 +437,7 @@ def test_no_bad_file_stops_a_good_one_or_is_dropped_in_silence(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(20, 18, 1), (3, 2, 2), (200, 1, 5)])
+@pytest.mark.parametrize("shape", [(20, 18, 1), (3, 2, 2), (40, 2, 9)])
 def test_scans_smaller_than_a_patch_and_single_slices_are_translated_whole(tmp_path, kind, shape):
     opened = untrained(tmp_path / "model", kind)
     image = scan(shape=shape)
@@ -476,7 +480,8 @@ def test_source_and_target_in_each_others_place_are_refused_though_no_header_nam
             tmp_path / learned, UNet(**config["network"]["arguments"]), config | {"familiarity": known["familiar"]}
         )
         result = translate(tmp_path / learned, phantoms, tmp_path / f"out {learned}", maps=False)
-        assert sorted(name.rpartition("/")[2] for name in result["files"]) == [learned] * 6
+        assert [name for name in result["files"] if name.endswith(other)] == []
+        assert len([name for name in result["files"] if name.endswith(learned)]) == 6
         said = [one for one in result["skipped"] if f"{other}.nii.gz" in one]
         assert len(said) == 6 and all("refused: " in one and "--force" in one for one in said)
 
@@ -513,7 +518,7 @@ def test_every_scan_and_every_map_has_a_name_of_its_own(tmp_path):
     assert result["count"] == 7 and not result["skipped"]
     files = [file for some in result["files"].values() for file in some]
     assert len(set(files)) == len(files) and all((tmp_path / "out" / file).is_file() for file in files)
-    assert {"1.2.840", "1.2.841", "a"} <= set(result["files"])
+    assert {"1.2.840", "1.2.841", "a-lower"} <= set(result["files"])
 
 
 def test_a_folder_of_translations_below_the_scans_is_not_translated_again(tmp_path):
@@ -527,8 +532,8 @@ def test_a_folder_of_translations_below_the_scans_is_not_translated_again(tmp_pa
 def test_a_command_that_was_broken_off_goes_on_where_it_was(tmp_path, monkeypatch):
     """Killed between the image and its maps: the half translation is made again, the whole one is not."""
     untrained(tmp_path / "model", source=MR, target=CT)
-    image = replace(scan(), modality="MR", units="a.u.", array=np.abs(scan().array))
-    for name in ("a", "b"):
+    for name, where in (("a", "axial"), ("b", "oblique")):
+        image = replace(scan(where), modality="MR", units="a.u.", array=np.abs(scan().array))
         write_series(image, tmp_path / "in" / name)
     real, calls = formats.write_parametric_map, []
 
@@ -545,7 +550,7 @@ def test_a_command_that_was_broken_off_goes_on_where_it_was(tmp_path, monkeypatc
     whole = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/a").rglob("*.dcm")}
     monkeypatch.setattr(formats, "write_parametric_map", real)
     result = translate(tmp_path / "model", tmp_path / "in", tmp_path / "out")
-    assert result["count"] == 2 and not result["skipped"]
+    assert result["skipped"] == [] and result["count"] == 2
     assert all((tmp_path / "out" / file).is_file() for some in result["files"].values() for file in some)
     assert {path: path.stat().st_mtime_ns for path in whole} == whole
     assert json.loads((tmp_path / "out/translated.json").read_text())["begun"] is None

@@ -14,7 +14,6 @@ from torch.overrides import TorchFunctionMode
 
 from . import windows
 from .networks.blocks import CHANNELS_LAST
-from .networks.unet import padding_to
 
 AT_ONCE = 2**19  # pixels of an image that the network sees whole; volumes are always cut into windows
 OVERLAP = 0.5
@@ -36,7 +35,7 @@ def translate(network: nn.Module, source: np.ndarray, patch: Sequence[int], devi
     image = torch.from_numpy(np.ascontiguousarray(source, np.float32)).to(device)
     step: int = network.step  # type: ignore[assignment]
     if image.ndim == 3 and image[0].numel() <= AT_ONCE:
-        return whole(network, image, step)
+        return whole(network, image, patch, step)
 
     planes = 1
 
@@ -50,13 +49,12 @@ def translate(network: nn.Module, source: np.ndarray, patch: Sequence[int], devi
     return made.unflatten(0, (planes, -1)).cpu().numpy()
 
 
-def whole(network: nn.Module, image: Tensor, step: int) -> np.ndarray:
-    """(C, H, W) -> (planes, channels, H, W) in one pass, padded to a multiple of `step`."""
-    around = padding_to(image.shape[1:], step)
-    padded = F.pad(image[None], [side for pair in reversed(around) for side in pair], value=AIR)
+def whole(network: nn.Module, image: Tensor, patch: Sequence[int], step: int) -> np.ndarray:
+    """(C, H, W) -> (planes, channels, H, W) in one pass, padded to a multiple of `step` as `windows.padded` does."""
+    sides = [-(-side // step) * step for side in image.shape[1:]]
+    around, inside = windows.padded(image, sides, patch, AIR)
     with torch.inference_mode():
-        made = applied(network, padded)[0].float()
-    inside = tuple(slice(before, before + side) for (before, _), side in zip(around, image.shape[1:]))
+        made = applied(network, around[None])[0].float()
     result: np.ndarray = made[(slice(None), slice(None), *inside)].cpu().numpy()
     return result
 

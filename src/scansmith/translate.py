@@ -90,8 +90,9 @@ def translate_files(
         for number, (name, source) in enumerate(zip(names, sources), 1):
             try:
                 earlier = record.begin(name, fingerprint(source))
-                written[name] = earlier or one_scan(opened, source, out, name, maps, force, chosen)
-                record.end(name, written[name])
+                if earlier is None:
+                    record.end(name, one_scan(opened, source, out, name, maps, force, chosen))
+                written[name] = record.files[name]
             except (ValueError, OSError) as error:
                 skipped.append(formats.Skipped(source.files[0], str(error)))
             except (MemoryError, RuntimeError) as error:
@@ -267,7 +268,7 @@ def one_scan(
     judgement = judged(model, scan, source.format, ready)
     refused = judgement is not None and judgement.refused
     if judgement and refused and not force:
-        raise ValueError(f"refused: {judgement.words}; --force translates it all the same")
+        raise ValueError(f"{judgement.words}; --force translates it all the same")
     made = translated(model, scan, source.format, device, ready)
     settings = model.config["translation"]
     kinds = (

@@ -26,6 +26,8 @@ LOWEST_HU, HIGHEST_HU = -1024.0, 3071.0
 AIR = -1.0
 PICTURE_FILES = ("png", "jpeg", "tiff")
 ALONE = ("denoise", "superresolve")  # tasks that good scans alone teach: source and target have one scale
+AIR_HU, LEAST_AIR = -500.0, 0.02  # values below it, and their share, that no MR has
+MOST_VALUES = 2**20  # that are looked at
 MOST_PLANES = 3  # that a network gives
 PROCESS_BYTES = 2**29  # of the libraries, and of a batch of windows in a network
 FINEST = 8.0  # times as many voxels along an axis as the scan has
@@ -389,4 +391,24 @@ def judged(model: Model, scan: Image, format: str, ready: Ready | None = None) -
         array = array[(*(slice(None),) * axis, slice(first, first + kept))]
     modality = settings["source"]["modality"] if scan.modality == "OT" else scan.modality
     features = familiarity.describe(unclipped(array, window.low, window.high), spacing_of(slices), modality)
-    return familiarity.judge(features, model.config["familiarity"])
+    found, other = familiarity.judge(features, model.config["familiarity"]), other_kind(model, scan)
+    if other is None:
+        return found
+    return replace(found, refused=True, reasons=(other, *found.reasons), words=f"refused: {other}; {found.words}")
+
+
+def other_kind(model: Model, scan: Image) -> str | None:
+    """Why a scan whose file names no modality cannot be of the kind that the model learned, from its values; None where it can."""
+    wished = model.config["translation"]["source"]
+    if scan.modality != "OT" or wished["modality"] == "OT":
+        return None
+    values = scan.array.ravel(order="K")[:: (scan.array.size // MOST_VALUES) | 1]
+    share = float((values < AIR_HU).mean())
+    if wished["units"] != "HU":
+        words = f"expected {wished['modality']}, found that {share:.0%} of the values lie below {AIR_HU:g}, as those of air in CT do"
+        return f"{words}: use a model for CT" if share > LEAST_AIR else None
+    lowest = max(high for _, high in model.config["familiarity"]["lowest"])  # encoded, of all training scans
+    airy = (lowest + 1.0) / 2.0 * (wished["high"] - wished["low"]) + wished["low"] < AIR_HU
+    if airy and share == 0.0:
+        return f"expected CT in HU with air below {AIR_HU:g} as in all training scans, found none and values from {float(values.min()):g} to {float(values.max()):g}: another kind of scan, or not in HU"
+    return None

@@ -30,7 +30,7 @@ def predict(
     Args:
         network: (B, C, *patch) -> (B, K, *patch), on the image's device.
         image: (C, *spatial), 2 or 3 axes of any length.
-        patch: sides of a window; where the image is smaller it is padded with `fill`.
+        patch: sides of a window; where the image is smaller it is padded with `fill` (see `padded`).
         overlap: share of a window that the next one covers too, 0 to below 1.
         batch: windows at a time.
         step: a network that halves its input d times gives shifted windows the same output only if they are shifted by
@@ -56,19 +56,17 @@ def predict(
         raise ValueError(
             f"expected an overlap from 0 to below 1 and a batch of 1 or more, found {overlap} and {batch}: give others"
         )
-    padded = [max(-(-side // step) * step, window) for side, window in zip(size, patch)]
-    if padded != list(size):
-        whole = image.new_full((len(image), *padded), fill)
-        inside = tuple(slice((large - side) // 2, (large - side) // 2 + side) for large, side in zip(padded, size))
-        whole[(slice(None), *inside)] = image
+    sides = [max(-(-side // step) * step, window) for side, window in zip(size, patch)]
+    if sides != list(size):
+        whole, inside = padded(image, sides, patch, fill)
         wanted = None
         if where is not None:
-            wanted = where.new_zeros(padded)
+            wanted = where.new_zeros(sides)
             wanted[inside] = where
         return predict(network, whole, patch, overlap, batch, step, wanted, fill, any_size)[(slice(None), *inside)]
     if any_size and where is None:
         return joined(network, image, patch, firsts(size, patch, overlap, step), batch)
-    total, weights, weight = None, torch.zeros(padded, device=image.device), blend(patch, image.device)
+    total, weights, weight = None, torch.zeros(sides, device=image.device), blend(patch, image.device)
     corners = (
         corner for corner in grid(size, patch, overlap, step) if where is None or where[window(corner, patch)].any()
     )
@@ -84,6 +82,21 @@ def predict(
         raise ValueError("expected some of the image to be wanted, found an empty mask: give the body's mask")
     total.div_(weights.clamp_min(torch.finfo(torch.float32).tiny))
     return total if where is None else total.masked_fill_(weights == 0, fill)
+
+
+def padded(image: Tensor, sides: Sequence[int], patch: Sequence[int], fill: float) -> tuple[Tensor, tuple[slice, ...]]:
+    """(C, *spatial) -> (C, *sides) with the image in the middle, and where it lies.
+
+    Along an axis that is shorter than the patch with `fill`, as patches are learned from; else the border's values go on, so
+    that no edge appears where an image is cut off.
+    """
+    gaps = [((to - have) // 2, to - have - (to - have) // 2) for to, have in zip(sides, image.shape[1:])]
+    for axis, ((before, after), side, have) in enumerate(zip(gaps, patch, image.shape[1:]), 1):
+        ends = [image.narrow(axis, place, 1) for place in (0, have - 1)]
+        beside = [torch.full_like(end, fill) if have < side else end for end in ends]
+        parts = [beside[0]] * before + [image] + [beside[1]] * after
+        image = torch.cat(parts, axis) if before or after else image
+    return image, tuple(slice(before, to - after) for (before, after), to in zip(gaps, sides))
 
 
 def joined(

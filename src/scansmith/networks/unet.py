@@ -104,9 +104,3 @@ class Block(nn.Module):
         for norm, convolution in zip(self.norms, self.convolutions):
             y = convolution(F.leaky_relu(norm(y), SLOPE, inplace=True))
         return y.add_(x)
-
-
-def padding_to(sides: Sequence[int], step: int) -> list[tuple[int, int]]:
-    """(before, after) for each side, so that it becomes divisible by `step`."""
-    missing = [-side % step for side in sides]
-    return [(total // 2, total - total // 2) for total in missing]

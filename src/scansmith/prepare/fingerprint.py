@@ -11,11 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import formats, intensity, preprocess
+from ..dataset import source_layer
 from ..formats import Skipped, Source
 from ..preprocess.slices import SAME_SPACING, cut, is_mask, why_empty
 from ..runtime import Progress, derive_seed, ordered_map, worker_count
 from . import labels as label_sources
 from . import masks as mask_sources
+from . import several
 from .overrides import Choices, Crop
 from .scans import (
     Request,
@@ -60,7 +62,8 @@ class Plan:
         spacing: their (row, column) or (slice, row, column) size in mm, or None when most files do not say.
         crop: "none", or what of a scan the grid is centred on: "body", "brain" or "foreground".
         window: (low, high) in physical units for every scan; None where `intensity` chooses it.
-        kept_windows: the CT windows of the dataset that grows, of scans and pairs; None where they are chosen anew.
+        kept_windows: the CT windows of the dataset that grows, of scans and pairs, then of each of several sources; None where
+            they are chosen anew.
         percentiles: (low, high) of each scan's window for MR and X-ray; None takes the modality's own.
         bias_field: the smooth shading of MR is taken out (N4).
         landmarks: standard scale to which MR histograms are brought; None leaves them.
@@ -75,6 +78,7 @@ class Plan:
         fractions: split -> share of the patients, where the user decided; splits: the user's table of splits.
         reasons: every choice in words.
         left_aside: what else the folder holds: modality, channels, dimensions, scans, images.
+        sources: of several sources each: {"name", "modality", "pattern", "dtype"}; empty where there is one.
     """
 
     modality: str
@@ -91,7 +95,7 @@ class Plan:
     spacing: tuple[float, ...] | None
     crop: Crop
     window: tuple[float, float] | None
-    kept_windows: tuple[tuple[float, float] | None, tuple[float, float] | None]
+    kept_windows: tuple[tuple[float, float] | None, ...]
     percentiles: tuple[float, float] | None
     bias_field: bool
     landmarks: dict[str, list[float]] | None
@@ -109,6 +113,20 @@ class Plan:
     splits: str | None
     reasons: tuple[str, ...]
     left_aside: tuple[dict[str, str | int], ...]
+    sources: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def stored_as(self) -> dict[str, tuple[np.dtype, int]]:
+        """Layer -> (dtype, channels) of the stored rows."""
+        kinds: dict[str, tuple[Any, int]] = {
+            "images": (self.dtype, self.channels), "masks": ("uint8", 1), "targets": (self.target_dtype, self.target_channels),
+            **{source_layer(number): (self.sources[number]["dtype"], 1) for number in range(1, len(self.sources))},
+        }  # fmt: skip
+        return {layer: (np.dtype(kinds[layer][0]), kinds[layer][1]) for layer in self.layers}
+
+    def modality_of(self, first: int) -> str:
+        """The modality of a scan, with several sources of one of them."""
+        return str(self.sources[first]["modality"]) if self.sources else self.modality
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -121,7 +139,9 @@ class Plan:
 
     def choices(self) -> dict[str, Any]:
         """What decides the stored rows, as plain values; a grown dataset keeps them."""
-        return {name: getattr(self, name) for name in STORED}
+        return {name: getattr(self, name) for name in STORED} | (
+            {"sources": list(self.sources)} if self.sources else {}
+        )
 
 
 # What a stored row depends on; the rest of a plan is words and counts.
@@ -202,12 +222,16 @@ def survey(
     if not images:
         raise ValueError(f"expected scans in {scans}, found {len(are_masks)} masks alone: give the folder of the scans")
     patients, _, _ = patient_keys(every, called)
-    sources, target_of, modality, pair_words = paired(request, every, images, patients, called)
+    sources, target_of, modality, pair_words, cases = paired(request, every, images, patients, called)
     skipped = [*skipped, *without_partner(request, every, images, target_of)]
-    chosen, declared, aside, reasons = choose_group([every[number] for number in sources], modality)
-    wanted = {id(source) for source in chosen}
-    sources = [number for number in sources if id(every[number]) in wanted]
+    about = several.kinds(cases, every, modality) if cases else ()
+    declared, aside, reasons = bool(modality) and every[sources[0]].modality == "OT", [], []
+    if not cases:
+        chosen, declared, aside, reasons = choose_group([every[number] for number in sources], modality)
+        wanted = {id(source) for source in chosen}
+        sources = [number for number in sources if id(every[number]) in wanted]
     kind = modality.upper() if declared and modality else every[sources[0]].modality
+    kind = str(about[0]["modality"]) if about else kind
     said_of_target = target_kind(request, every, sources, target_of)
     few = sum(images_in(every[number]) for number in sources)
     least = least_images(bool(target_of or masks_of))
@@ -222,6 +246,7 @@ def survey(
     if named != own_patients:
         own_patients = named
         level, words = split_level(named, any(images_in(source) > 1 for source in used))
+    members = cases.of_first() if cases else {}
     classes, label_words = label_sources.find(request.labels, scans, used, own_patients, own_names)
     listed = [
         Scan(
@@ -232,11 +257,13 @@ def survey(
             patient,
             label,
             place % max(1, len(sources) // MOST_MEASURED) == 0,
+            sources=tuple(None if one is None else every[one] for one in members[number][0]) if cases else (),
         )
         for place, (number, patient, label) in enumerate(zip(sources, own_patients, classes))
     ]
     before = None if kept is None else tuple(kept["segments"])
     listed = with_structures(listed, before)
+    reasons += [several.used_words(listed, about)] if about else []
     reasons += [words, label_words, *pair_words, *mask_words]
     base = {
         "modality": kind,
@@ -254,6 +281,7 @@ def survey(
         "fractions": request.choices.fractions,
         "splits": request.choices.splits,
         "left_aside": tuple(aside),
+        "sources": about,
     }
     if kept is not None:
         return _as_before(base, kept, listed, skipped, reasons, few)
@@ -308,11 +336,17 @@ def _chosen(
         )
     dtype = np.dtype(wished.dtype or own)
     landmarks, pinned, match_words = _standard_scale(looks, scans, kind, wished)
+    if wished.match_histogram and base["sources"]:
+        raise ValueError("expected one source for match_histogram in the plan, found several: leave it out")
     bias_field = bool(wished.bias_field)
     if (bias_field or landmarks) and kind != "MR":
         raise ValueError(f"expected MR scans for bias_field or match_histogram in the plan, found {kind}")
     if bias_field or landmarks is not None:
         dtype = np.dtype(np.float32)
+    base["sources"] = tuple(
+        one | {"dtype": "float32" if bias_field else _dtype_of([scan.sources[number] for scan in scans])}
+        for number, one in enumerate(base["sources"])
+    )
     reasons = [
         *reasons,
         *mask_words,
@@ -334,7 +368,7 @@ def _chosen(
         spacing=spacing,
         crop=crop,
         window=wished.window,
-        kept_windows=(None, None),
+        kept_windows=(None,) * (2 + len(base["sources"])),
         percentiles=wished.percentiles,
         bias_field=bias_field,
         landmarks=landmarks,
@@ -365,10 +399,15 @@ def _as_before(
         raise ValueError(
             f"expected more scans of the kind that the dataset holds, found {told}: choose another dataset folder, or name the --modality"
         )
+    before = kept["choices"].get("sources", [])
+    if [one | {"dtype": None} for one in before] != [one | {"dtype": None} for one in base["sources"]]:
+        raise ValueError(
+            "expected the sources that the dataset holds, found others: choose another dataset folder, or name them with the same patterns"
+        )
+    base["sources"] = tuple(before)
     images = few if choices["stored_dimensions"] == 2 else len(scans)
     reasons = [*reasons, "grid, crop and intensity: kept from the dataset that grows", *kept["said"]]
-    scans_window, pairs_window = ((one[0], one[1]) if one else None for one in kept["ct_windows"])
-    windows = (scans_window, pairs_window)
+    windows = tuple((one[0], one[1]) if one else None for one in kept["ct_windows"])
     plan = Plan(**base, **choices, kept_windows=windows, images=images, reasons=tuple(reasons))
     return Survey(plan, scans, skipped, kept["facts"])
 
@@ -664,4 +703,5 @@ def as_float(plan: Plan) -> Plan:
     """The same plan with shards that hold every scan's values."""
     words = "stored as float32, because the scans' own number types differ"
     target = None if plan.target_dtype is None else "float32"
-    return replace(plan, dtype="float32", target_dtype=target, reasons=(*plan.reasons, words))
+    sources = tuple(one | {"dtype": "float32"} for one in plan.sources)
+    return replace(plan, dtype="float32", target_dtype=target, sources=sources, reasons=(*plan.reasons, words))

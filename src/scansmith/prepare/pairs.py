@@ -42,16 +42,16 @@ def find(
     if Path(pairs).is_dir():
         found, words = folders.find(Path(pairs), sources, patients, names, modality)
     elif Path(pairs).is_file() or pairs.lower().endswith((".csv", ".tsv")):
-        found, words = _within_patients(*_by_table(Path(pairs), sources, names), pairs, patients)
+        found, words = by_table(pairs, sources, patients, names)
     elif is_patterns(pairs):
-        found, words = _within_patients(*_by_patterns(pairs, sources, names), pairs, patients)
+        found, words = by_patterns(pairs, sources, patients, names)
     else:
         found, words = _by_modality(pairs, sources, patients)
-    _check(found, pairs, names)
+    check(found, pairs, names)
     return sorted(found), words
 
 
-def _check(found: Pairs, pairs: str, names: Sequence[str]) -> None:
+def check(found: Pairs, pairs: str, names: Sequence[str]) -> None:
     """Every scan in one pair, on one side."""
     left, right = Counter(one for one, _ in found), Counter(other for _, other in found)
     both = next((scan for scan in left if scan in right), None)
@@ -92,7 +92,10 @@ def _within_patients(
     )
 
 
-def _by_patterns(pairs: str, sources: Sequence[Source], names: Sequence[str]) -> tuple[Pairs, tuple[str, ...]]:
+def by_patterns(
+    pairs: str, sources: Sequence[Source], patients: Sequence[str], names: Sequence[str]
+) -> tuple[Pairs, tuple[str, ...]]:
+    """The pairs of name patterns, and how they were found."""
     images = [number for number, source in enumerate(sources) if source.role == "image"]
     found = match("pairs", pairs, [sources[number] for number in images], [names[number] for number in images])
     words = [f"pairs: {len(found.pairs)} by name patterns"]
@@ -104,30 +107,36 @@ def _by_patterns(pairs: str, sources: Sequence[Source], names: Sequence[str]) ->
         words.append(
             f"without a partner: {plural(len(found.left), 'source')} and {plural(len(found.right), 'target')}, left out"
         )
-    return [(images[one], images[other]) for one, other in found.pairs], tuple(words)
+    return _within_patients(
+        [(images[one], images[other]) for one, other in found.pairs], tuple(words), pairs, patients
+    )
 
 
-def _by_table(table: Path, sources: Sequence[Source], names: Sequence[str]) -> tuple[Pairs, tuple[str, ...]]:
+def by_table(
+    pairs: str, sources: Sequence[Source], patients: Sequence[str], names: Sequence[str], side: str = "source"
+) -> tuple[Pairs, tuple[str, ...]]:
+    """The pairs of a table, one column of it with the column target, and how they were found."""
+    table = Path(pairs)
     if not table.is_file():
         raise ValueError(f"expected a CSV table with the columns source and target as pairs, found no file {table}")
     columns, rows = tables.read(table)
-    if "source" not in columns or "target" not in columns:
+    if side not in columns or "target" not in columns:
         raise ValueError(
-            f"expected the columns source and target in {table}, found {', '.join(columns) or 'no rows'}: rename them in the first line"
+            f"expected the columns {side} and target in {table}, found {', '.join(columns) or 'no rows'}: rename them in the first line"
         )
-    rows = [row for row in rows if row["source"] and row["target"]]
-    scans = locate([row[side] for row in rows for side in ("source", "target")], sources, names)
+    rows = [row for row in rows if row[side] and row["target"]]
+    scans = locate([row[column] for row in rows for column in (side, "target")], sources, names)
     found = {
-        (scans[row["source"]][0], scans[row["target"]][0])
+        (scans[row[side]][0], scans[row["target"]][0])
         for row in rows
-        if len(scans.get(row["source"], ())) == 1 and len(scans.get(row["target"], ())) == 1
+        if len(scans.get(row[side], ())) == 1 and len(scans.get(row["target"], ())) == 1
     }
     if not found:
-        example = rows[0]["source"] if rows else "nothing"
+        example = rows[0][side] if rows else "nothing"
         raise ValueError(
-            f"expected source and target of {table} to name scans, found no pair among {len(rows)} rows (the first is {example!r}): give paths as they lie below the folder of scans, in full where a file name occurs twice"
+            f"expected {side} and target of {table} to name scans, found no pair among {len(rows)} rows (the first is {example!r}): give paths as they lie below the folder of scans, in full where a file name occurs twice"
         )
-    sides = [(scans.get(row["source"]), scans.get(row["target"])) for row in rows]
+    sides = [(scans.get(row[side]), scans.get(row["target"])) for row in rows]
     missing = sum(None in both for both in sides)
     several = sum(None not in both and any(len(hits or ()) != 1 for hits in both) for both in sides)
     words = [f"pairs: {len(found)} from the table"]
@@ -137,7 +146,7 @@ def _by_table(table: Path, sources: Sequence[Source], names: Sequence[str]) -> t
         words.append(
             f"{several} of the table's {len(rows)} rows fit several scans, left out: give the path of one scan in full"
         )
-    return sorted(found), tuple(words)
+    return _within_patients(sorted(found), tuple(words), pairs, patients)
 
 
 # ------------------------------------------------------------------------------------------------ modalities

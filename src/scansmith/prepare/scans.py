@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..dataset import source_layer
 from ..formats import Skipped, Source
 from ..image import MODALITIES
 from . import pairs as pair_sources
+from . import several
 from .names import plural, stem
 from .overrides import Choices
 
@@ -66,6 +68,8 @@ class Scan:
         label: its class or None.
         structures: for each mask the names of what it marks, where they have names.
         measured: whether the pair's misregistration is estimated, which takes a quarter of a second a picture.
+        sources: of several sources each, None where it is missing, of which `source` is the first that is there; empty
+            where there is one.
     """
 
     name: str
@@ -76,6 +80,17 @@ class Scan:
     label: str | None
     measured: bool = True
     structures: tuple[tuple[str, ...], ...] = ()
+    sources: tuple[Source | None, ...] = ()
+
+    @property
+    def first(self) -> int:
+        """Which of several sources `source` is."""
+        return next((number for number, one in enumerate(self.sources) if one is not None), 0)
+
+    @property
+    def further(self) -> tuple[Source, ...]:
+        """The other sources that are there."""
+        return tuple(one for one in self.sources[self.first + 1 :] if one is not None)
 
     @property
     def file(self) -> str:
@@ -85,26 +100,29 @@ class Scan:
     @property
     def files(self) -> tuple[Path, ...]:
         """Every file of scan, pair and masks."""
-        others = (*([self.target] if self.target else []), *self.masks)
+        others = (*self.further, *([self.target] if self.target else []), *self.masks)
         return (*self.source.files, *(file for other in others for file in other.files))
 
 
 def paired(
     request: Request, every: list[Source], images: list[int], patients: Sequence[str], called: Sequence[str]
-) -> tuple[list[int], dict[int, int], str | None, list[str]]:
-    """Which sources are scans, the target of each, the modality to take, and words about the pairs."""
+) -> tuple[list[int], dict[int, int], str | None, list[str], several.Several | None]:
+    """Which sources are scans, the target of each, the modality to take, words about the pairs, and the cases of several sources."""
     if request.pairs is None:
-        return images, {}, request.modality, []
-    sources = [every[number] for number in images]
-    found, words = pair_sources.find(
-        request.pairs,
-        sources,
+        return images, {}, request.modality, [], None
+    own = (
+        [every[number] for number in images],
         [patients[number] for number in images],
         [called[number] for number in images],
-        request.modality,
     )
+    cases = several.find(request.pairs, *own)
+    if cases is not None:
+        cases = cases.numbered(images)
+        target_of = {one: target for one, (_, target) in sorted(cases.of_first().items())}
+        return list(target_of), target_of, request.modality, list(cases.words), cases
+    found, words = pair_sources.find(request.pairs, *own, request.modality)
     target_of = {images[source]: images[target] for source, target in found}
-    return list(target_of), target_of, (request.modality or "").split(":")[0] or None, list(words)
+    return list(target_of), target_of, (request.modality or "").split(":")[0] or None, list(words), None
 
 
 def without_partner(
@@ -143,7 +161,7 @@ def layers_in(scans: Sequence[Scan]) -> tuple[str, ...]:
         layers.append("masks")
     if any(scan.target for scan in scans):
         layers.append("targets")
-    return tuple(layers)
+    return (*layers, *(source_layer(number) for number in range(1, len(scans[0].sources))))
 
 
 def scan_name(file: str, source: Source) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from .. import formats, preprocess
 from ..formats import Skipped, Source
 from ..formats.source import quiet
+from ..dataset import source_layer
 from ..image import PICTURES, Image
 from ..intensity import IntensityMap
 from ..preprocess import align
@@ -48,7 +49,11 @@ class Record:
         empty: reason -> how many slices were dropped for it.
         notes: what the reader altered, and what was done to bring mask and pair onto the grid.
         text: why burned-in text is suspected, or None.
-        shift: estimated residual shift of the pair in mm along slices, rows, columns, and its confidence; or None.
+        shift: estimated residual shift of the pair in mm along slices, rows, columns, and its confidence; or None; of several
+            sources that of the one that lies farthest away.
+        present: whether each of several sources is there; empty where there is one.
+        source_windows: of each, as `windows`; None for CT and where it is missing.
+        source_values: of each, as `values`, (S, draws).
         broken: files of the series that cannot be read; their slices are missing.
     """
 
@@ -67,6 +72,9 @@ class Record:
     text: str | None = None
     shift: tuple[float, ...] | None = None
     broken: list[Skipped] = field(default_factory=list)
+    present: tuple[bool, ...] = ()
+    source_windows: tuple[tuple[float, float, str] | None, ...] = ()
+    source_values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +114,7 @@ class Loaded:
         mask: (1, I, J, K) uint8 label map, or None.
         notes: what was done.
         shift: as in `Record`.
+        sources: of several sources each, on the pair's grid, None where it is missing.
     """
 
     image: Image
@@ -113,6 +122,7 @@ class Loaded:
     mask: Image | None
     notes: tuple[str, ...]
     shift: tuple[float, ...] | None
+    sources: tuple[Image | None, ...] = ()
 
 
 def _load(runs: list[Image], scan: Scan, plan: Plan) -> tuple[list[Loaded], list[Skipped]]:
@@ -124,15 +134,15 @@ def _load(runs: list[Image], scan: Scan, plan: Plan) -> tuple[list[Loaded], list
     whole = "a pair" if scan.target is not None else "a volume" if plan.stored_dimensions == 3 else ""
     if whole and len(runs) > 1:
         raise ValueError(f"expected a whole series for {whole}, found slices that cannot be read: copy them again")
-    images = [preprocess.corrected(image, plan.bias_field, plan.landmarks) for image in runs]
+    kind = plan.modality_of(scan.first)
+    images = [preprocess.corrected(image, plan.bias_field and kind == "MR", plan.landmarks) for image in runs]
     target, words, shift = None, None, None
+    sources: tuple[Image | None, ...] = ()
+    lost: list[Skipped] = []
     if scan.target is not None:
         target = formats.read(scan.target)
-        array, words = align.onto(images[0], target, _background_of(images[0], plan.modality))
-        images[0] = replace(images[0], array=array, affine=target.affine, spacing_known=target.spacing_known)
-        if scan.measured:
-            found = registration.misregistration(array, target.array, target.spacing)
-            shift = (*found.mm, found.confidence)
+        images[0], words, shift = _onto(images[0], target, kind, scan.measured)
+        sources, shift, lost = _together(scan, plan, images[0], target, shift)
     label_maps, broken = _masks_of(scan, plan, [target] if target is not None else images)
     loaded = [
         Loaded(
@@ -141,10 +151,51 @@ def _load(runs: list[Image], scan: Scan, plan: Plan) -> tuple[list[Loaded], list
             None if labels is None else replace(target or image, array=labels[None], notes=()),
             (*image.notes, *(target.notes if target else ()), *([words] if words else [])),
             shift,
+            sources,
         )
         for image, labels in zip(images, label_maps)
     ]
-    return loaded, broken
+    return loaded, broken + lost
+
+
+def _onto(
+    image: Image, target: Image, kind: str, measured: bool
+) -> tuple[Image, str | None, tuple[float, ...] | None]:
+    """A source on the grid of its target, in words what was done, and how far they lie apart where that is measured.
+
+    Raises:
+        ValueError: see `align.onto`.
+    """
+    array, words = align.onto(image, target, _background_of(image, kind))
+    placed = replace(image, array=array, affine=target.affine, spacing_known=target.spacing_known)
+    if not measured:
+        return placed, words, None
+    found = registration.misregistration(array, target.array, target.spacing)
+    return placed, words, (*found.mm, found.confidence)
+
+
+def _together(
+    scan: Scan, plan: Plan, image: Image, target: Image, shift: tuple[float, ...] | None
+) -> tuple[tuple[Image | None, ...], tuple[float, ...] | None, list[Skipped]]:
+    """All of several sources on the grid of the target, the farthest one's shift, and those that cannot be used, which are missing."""
+    found: list[Image | None] = []
+    shifts, lost = [shift], []
+    for number, source in enumerate(scan.sources):
+        if source is None or number == scan.first:
+            found.append(None if source is None else image)
+            continue
+        kind = plan.modality_of(number)
+        try:
+            read = preprocess.corrected(formats.read(source), plan.bias_field and kind == "MR", None)
+            placed, _, own = _onto(read, target, kind, scan.measured)
+            found.append(placed)
+            shifts.append(own)
+        except (ValueError, OSError) as error:
+            found.append(None)
+            lost.append(Skipped(source.files[0], f"this source is taken as missing: {error}"))
+    sure = [one for one in shifts if one is not None and one[3] >= registration.LEAST_CONFIDENCE]
+    farthest = max(sure, key=lambda one: float(np.linalg.norm(one[:3])), default=shift)
+    return tuple(found), farthest, lost
 
 
 def _background_of(image: Image, modality: str) -> float:
@@ -214,26 +265,34 @@ def _store(firsts: list[int], loaded: list[Loaded], scan: Scan, plan: Plan, draw
     ]
     layers = {name: _joined([part[name] for part in parts]) for name in parts[0]}
     slices = layers["images"]
+    kind = plan.modality_of(scan.first)
     if plan.skip_masks and is_mask(slices.array):
         raise ValueError("expected a scan, found a mask (whole numbers, constant over areas): masks are left out")
-    reasons = why_empty(slices, plan.modality, plan.dimensions)
+    reasons = why_empty(slices, kind, plan.dimensions)
     kept = [k for k, reason in enumerate(reasons) if reason is None]
     if not kept:
         raise ValueError(f"expected a scan with contrast, found none worth learning from ({reasons[0]})")
-    window = _window_of(slices, plan, loaded[0].image)
+    window = _window_of(slices, plan, loaded[0].image, kind)
     target_window = None
     if "targets" in layers:
         assert plan.target_modality is not None and loaded[0].target is not None
-        target_window = _window_of(layers["targets"], plan, loaded[0].target, target=True)
+        target_window = _window_of(layers["targets"], plan, loaded[0].target, plan.target_modality, target=True)
+    own_windows = {
+        number: window if number == scan.first else _window_of(layers[source_layer(number)], plan, one, plan.modality_of(number))
+        for number, one in enumerate(loaded[0].sources)
+        if one is not None
+    }
     fill = background(AIR if window is None else window.low, slices.array.dtype)
     fills = {"images": fill, "masks": 0.0, "targets": AIR if target_window is None else target_window.low}
+    fills |= {source_layer(one): AIR if own is None else own.low for one, own in own_windows.items() if one}
     if plan.stored_dimensions == 3:
         rows, geometry_of = _volume(loaded[0], plan, fills)
         kept, places = [0], [(slices, 0, 0)]
     else:
         rows, geometry_of = _slices(layers, kept, places, plan, fills)
-    if "masks" in plan.layers and "masks" not in rows:
-        rows["masks"] = np.zeros((len(rows["images"]), 1, *plan.grid), np.uint8)
+    for layer in plan.layers:
+        if layer not in rows:
+            rows[layer] = np.zeros((len(rows["images"]), 1, *plan.grid), plan.stored_as[layer][0])
     record = Record(
         slices=[places[k][2] for k in kept],
         windows=(_tuple(window), _tuple(target_window)),
@@ -248,13 +307,38 @@ def _store(firsts: list[int], loaded: list[Loaded], scan: Scan, plan: Plan, draw
         notes=tuple(dict.fromkeys(note for run in loaded for note in (*run.notes, *_rounded(run.image)))),
         text=_text(slices, scan.source, plan),
         shift=loaded[0].shift,
+        **_of_sources(loaded[0].sources, scan.first, own_windows, rows, draws, seed),
         **geometry_of,
     )
     return Stored(rows, record)
 
 
+def _of_sources(
+    sources: tuple[Image | None, ...],
+    first: int,
+    windows: dict[int, IntensityMap | None],
+    rows: dict[str, np.ndarray],
+    draws: int,
+    seed: int,
+) -> dict[str, Any]:
+    """What the record says of several sources."""
+    if not sources:
+        return {}
+    empty = np.zeros(draws, np.float32)
+    values = [
+        empty if one is None else _draw(rows["images" if number == first else source_layer(number)], draws, seed)
+        for number, one in enumerate(sources)
+    ]
+    return {
+        "present": tuple(one is not None for one in sources),
+        "source_windows": tuple(_tuple(windows.get(number)) for number in range(len(sources))),
+        "source_values": np.stack(values),
+    }
+
+
 def _layers(run: Loaded) -> dict[str, Image]:
-    named = {"images": run.image, "masks": run.mask, "targets": run.target}
+    further = {source_layer(number): one for number, one in enumerate(run.sources) if number}
+    named = {"images": run.image, "masks": run.mask, "targets": run.target, **further}
     return {name: image for name, image in named.items() if image is not None}
 
 
@@ -266,17 +350,17 @@ def _joined(parts: list[Slices]) -> Slices:
     return slices
 
 
-def _window_of(scan: Slices, plan: Plan, image: Image, target: bool = False) -> IntensityMap | None:
-    """The scan's intensity map; the user's window and percentiles are those of the scans, not of the `target` they are paired with."""
-    modality = (plan.target_modality or "OT") if target else plan.modality
-    window, percentiles = (None, None) if target else (plan.window, plan.percentiles)
+def _window_of(scan: Slices, plan: Plan, image: Image, modality: str, target: bool = False) -> IntensityMap | None:
+    """The scan's intensity map; the user's window and percentiles are those of the scans, not of the `target` they are paired with, nor of sources of other modalities."""
+    others = target or modality != plan.modality
+    window, percentiles = (None, None) if others else (plan.window, plan.percentiles)
     return preprocess.window_of(scan.array, modality, plan.dimensions, image.window, window, percentiles)
 
 
 def _digest(rows: dict[str, np.ndarray], number: int, plan: Plan) -> str:
     """SHA-256 of one row in all its layers: an image with a mask is no copy of the same image without."""
     digest = hashlib.sha256(np.ascontiguousarray(rows["images"][number], plan.dtype).data)
-    for layer in ("masks", "targets"):
+    for layer in ("masks", "targets", *(source_layer(one) for one in range(1, len(plan.sources)))):
         if layer in rows:
             digest.update(np.ascontiguousarray(rows[layer][number]).data)
     return digest.hexdigest()

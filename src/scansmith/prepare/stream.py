@@ -55,7 +55,8 @@ def store_scans(
         try:
             return plan, *_stream(root, cache, replace(found, plan=plan), states, workers, generation, seed)
         except _NeedsFloat:
-            assert {plan.dtype, plan.target_dtype} - {"float32", None}
+            own = {dtype for layer, (dtype, _) in plan.stored_as.items() if layer != "masks"}
+            assert own - {np.dtype(np.float32)}
             plan = as_float(plan)
 
 
@@ -183,9 +184,7 @@ class Before:
 
 def layers_of(plan: Plan) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
     """Layer -> (dtype, shape of a row)."""
-    dtypes = {"images": plan.dtype, "masks": "uint8", "targets": plan.target_dtype}
-    channels = {"images": plan.channels, "masks": 1, "targets": plan.target_channels}
-    return {layer: (np.dtype(dtypes[layer]), (channels[layer], *plan.grid)) for layer in plan.layers}
+    return {layer: (dtype, (channels, *plan.grid)) for layer, (dtype, channels) in plan.stored_as.items()}
 
 
 def rows_state(plan: Plan, seed: int) -> str:

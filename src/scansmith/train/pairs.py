@@ -43,7 +43,7 @@ LINE_IMAGES, LINE_VOXELS = 64, 4096  # that the straight line is fitted to
 CALIBRATED_VOXELS = 2**20  # of a patient
 APART = 0.25  # share of pairs that lie more than a voxel apart, above which that is learned, too
 SHOWN = 8  # images in a sheet
-TYPICAL = 64  # patches that batch norm's statistics are taken from
+TYPICAL = {2: 64, 3: 32}  # patches that batch norm's statistics are taken from
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ class Pairs:
 
     def typical(self, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Patches of training pairs."""
-        rows = self.rows[np.linspace(0, len(self.rows) - 1, min(TYPICAL, len(self.rows))).astype(int)]
-        rows = rows[:: 4 if len(self.patch) == 3 else 1]
+        # Of few rows several patches each: one alone says nothing of the others' statistics.
+        rows = self.rows[np.linspace(0, len(self.rows) - 1, TYPICAL[len(self.patch)]).astype(int)]
         random = np.random.default_rng(derive_seed(recipe.seed, "typical"))
         return torch.from_numpy(np.stack([self.cut(int(row), random)[0] for row in rows])).to(device), None
 
