@@ -84,7 +84,7 @@ def test_edges_are_compared_whatever_their_contrast(shape):
 def test_the_generator_gives_one_plane_and_maps_with_the_channels_it_says(dimensions):
     network = ResNet(3, 2, dimensions, 4)
     x = torch.randn(2, 3, *(16,) * dimensions)
-    out, maps = network(x), network.features(x)
+    out, maps = network(x), network.encoded(x)[:-1]
     assert out.shape == (2, 1, 2, *(16,) * dimensions) and out.dtype == torch.float32
     assert [one.shape[1] for one in maps] == network.widths
     assert [one.shape[2] for one in maps] == [16, 8, 4, 4]

@@ -37,7 +37,7 @@ class ResNet(nn.Module):
         super().__init__()
         convolution, up = CONVOLUTIONS[dimensions], UP_CONVOLUTIONS[dimensions]
         widths = [width * 2**level for level in range(DOUBLINGS + 1)]
-        self.widths = [*widths, widths[-1]]  # of what `features` gives
+        self.widths = [*widths, widths[-1]]  # of what `encoded` gives, but for the last
         self.start = convolution(in_channels, width, 5, padding=2)
         self.downs = nn.ModuleList(convolution(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
         self.blocks = nn.ModuleList(Block(dimensions, widths[-1]) for _ in range(blocks))
@@ -47,7 +47,7 @@ class ResNet(nn.Module):
         self.end = convolution(width, out_channels, 5, padding=2)
 
     def encoded(self, x: Tensor) -> list[Tensor]:
-        """What the encoder sees: full, half and quarter resolution, and behind half and all of the blocks."""
+        """What the encoder sees, (B, C, *spatial / 1, 2, 4, 4, 4): at three resolutions, behind half and behind all of the blocks."""
         if any(side % self.step for side in x.shape[2:]):
             raise ValueError(f"expected sides divisible by {self.step}, found {tuple(x.shape[2:])}: pad the image")
         x = self.start(x)
@@ -61,12 +61,11 @@ class ResNet(nn.Module):
                 found.append(x)
         return found
 
-    def features(self, x: Tensor) -> list[Tensor]:
-        """Maps (B, C, *spatial / 1, 2, 4, 4) in which places of two images are compared; `widths` has their channels."""
-        return self.encoded(x)[:-1]
-
     def forward(self, x: Tensor) -> Tensor:
-        x = self.encoded(x)[-1]
+        return self.decoded(self.encoded(x)[-1])
+
+    def decoded(self, x: Tensor) -> Tensor:
+        """The image (B, 1, out_channels, *spatial) of the last map that the encoder gave."""
         norms: Sequence[nn.Module] = list(self.up_norms)[::-1]
         for norm, up in zip(norms, list(self.ups)[::-1]):
             x = up(F.leaky_relu(norm(x), SLOPE))

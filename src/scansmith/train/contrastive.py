@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import losses
-from ..networks import TRANSLATORS
 from ..networks.blocks import Shares
 from ..networks.patch_discriminator import PatchDiscriminator
+from ..networks.resnet import ResNet
 from ..preprocess import Grid
 from .objective import Batch, Objective, Task
 from .recipes import Recipe
@@ -39,11 +39,11 @@ class Contrastive(Objective):
         self.generator_arguments = {
             "in_channels": task.channels, "out_channels": task.made, "dimensions": grid.dimensions, "width": recipe.width,
         }  # fmt: skip
-        self.translator = TRANSLATORS[recipe.generator](**self.generator_arguments)
+        self.translator = ResNet(**self.generator_arguments)
         self.discriminator = PatchDiscriminator(task.made, grid.dimensions, recipe.width)
-        widths: Sequence[int] = self.translator.widths  # type: ignore[assignment]
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, LENGTH), nn.ReLU(), nn.Linear(LENGTH, LENGTH)) for width in widths
+            nn.Sequential(nn.Linear(width, LENGTH), nn.ReLU(), nn.Linear(LENGTH, LENGTH))
+            for width in self.translator.widths
         )
         self.averages, self.d_loss, self.g_loss = recipe.ema_fraction > 0, *losses.LOSSES[recipe.loss]
         self._made: Tensor | None = None
@@ -52,7 +52,9 @@ class Contrastive(Objective):
     def discriminator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the judge of targets beside outputs."""
         assert batch.target is not None
-        self._made = self.translator(batch.images)[:, 0]
+        maps = self.translator.encoded(batch.images)
+        self._made = self.translator.decoded(maps[-1])[:, 0]
+        self._maps = self.pairs_of(maps, batch.images, self._made)
         real = middle_of(batch.target, self._made.shape[1])
         both = torch.cat([real, self._made.detach().to(real.dtype)])
         real_scores, fake_scores = self.discriminator(both).chunk(2)
@@ -62,10 +64,9 @@ class Contrastive(Objective):
     def heads_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The contrast of places, for the heads alone."""
         assert batch.target is not None and self._made is not None
-        self._maps = [(source, made) for source, made in zip(*self.both(batch.images, self._made))]
         if self.compares_same(batch):
-            same = self.translator(batch.target)[:, 0]
-            self._maps += list(zip(*self.both(batch.target, same)))
+            maps = self.translator.encoded(batch.target)
+            self._maps += self.pairs_of(maps, batch.target, self.translator.decoded(maps[-1])[:, 0])
         return self.contrast([(one.detach(), other.detach()) for one, other in self._maps], batch), {}
 
     def translator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -84,13 +85,13 @@ class Contrastive(Objective):
         """Whether a target can be a source, too."""
         return batch.target is not None and batch.target.shape[1] == batch.images.shape[1]
 
-    def both(self, source: Tensor, made: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The maps of a source, without gradient, and of what was made of it, put in the source's place."""
-        shown = source.clone()
-        middle_of(shown, made.shape[1]).copy_(made) if shown.shape[1] != made.shape[1] else None
-        with torch.no_grad():
-            keys = self.translator.features(source)  # type: ignore[operator]
-        return keys, self.translator.features(shown if shown.shape[1] != made.shape[1] else made)  # type: ignore[operator]
+    def pairs_of(self, maps: Sequence[Tensor], source: Tensor, made: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The maps of a source, without gradient, beside those of what was made of it, put in the place of its middle slice."""
+        shown = made
+        if source.shape[1] != made.shape[1]:
+            shown = source.clone()
+            middle_of(shown, made.shape[1]).copy_(made)
+        return [(key.detach(), own) for key, own in zip(maps[:-1], self.translator.encoded(shown))]
 
     def contrast(self, maps: Sequence[tuple[Tensor, Tensor]], batch: Batch) -> Tensor:
         """Mean contrast over maps, of places that the step's own generator draws."""
