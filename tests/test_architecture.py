@@ -15,7 +15,7 @@ SOURCE = Path(scansmith.__file__).parent
 TIERS = {
     "cli": 6, "__init__": 6, "run": 5, "compare": 5, "report": 4,
     "prepare": 3, "train": 3, "synthesize": 3, "translate": 3, "evaluate": 3, "phantom": 3,
-    "dataset": 2, "model": 2, "preprocess": 2, "pairings": 2, "inference": 2, "translator": 2, "patterns": 2,
+    "dataset": 2, "model": 2, "preprocess": 2, "pairings": 2, "inference": 2, "translator": 2, "together": 2, "patterns": 2,
     "formats": 1, "anatomy": 1, "networks": 1, "losses": 1, "augment": 1, "metrics": 1, "conformal": 1, "windows": 1,
     "familiarity": 1, "lesions": 1, "degradations": 1,
     "image": 0, "intensity": 0, "runtime": 0, "capacity": 0,
@@ -30,6 +30,9 @@ NEIGHBOURS = {
     ("translator", "model"),
     ("translator", "pairings"),
     ("translator", "preprocess"),
+    ("translator", "together"),
+    ("together", "model"),
+    ("together", "preprocess"),
     ("image", "runtime"),
     ("intensity", "runtime"),
 }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .formats import Source
@@ -38,3 +40,123 @@ def compiled(pattern: str) -> re.Pattern[str]:
     signs = {"**/": "((?:[^/]+/)*?)", "**": "(.*?)", "*": "([^/]*?)", "?": "([^/])"}
     pieces = re.split(r"(\*\*/|\*\*|\*|\?)", text)
     return re.compile("(?:(.*?)/)?" + "".join(signs.get(piece, re.escape(piece)) for piece in pieces), re.IGNORECASE)
+
+
+# ------------------------------------------------------------------------------------------------ cases
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Scans that are together the sources of one translation.
+
+    Attributes:
+        cases: of each case its scans by number, in the order of the sources, None where one is missing.
+        left: (scan, why it is of no case).
+    """
+
+    cases: tuple[tuple[int | None, ...], ...]
+    left: tuple[tuple[int, str], ...]
+
+
+def cases(about: Sequence[Mapping[str, Any]], sources: Sequence[Source], names: Sequence[str]) -> Cases:
+    """Which scans are one case: those whose patterns' wildcards are the same, else those of one folder.
+
+    Args:
+        about: of each source of a model {"name", "modality", "pattern"}; the pattern may be None.
+        sources: the scans.
+        names: each scan's whole posix path, of a series its first file's.
+    """
+    which = _which(about, sources, names)
+    left = [
+        (scan, f"expected one of {_listed(about)}, found that its name and modality say none of them: rename it")
+        for scan in range(len(sources))
+        if scan not in which
+    ]
+    groups = _grouped(which, _by_name(about, which, sources, names))
+    if len(set(which.values())) > 1 and all(len({which[scan] for scan in group}) == 1 for group in groups):
+        groups = _grouped(which, _by_folder(about, which, sources, names))
+    found = []
+    for group in groups:
+        own = [[scan for scan in group if which[scan] == number] for number in range(len(about))]
+        several = next((number for number, scans in enumerate(own) if len(scans) > 1), None)
+        if several is None:
+            found.append(tuple(scans[0] if scans else None for scans in own))
+            continue
+        words = f"expected one {about[several]['name']} in a case, found {len(own[several])} that belong together by name: put each case into a folder of its own"
+        left += [(scan, words) for scan in group]
+    return Cases(tuple(found), tuple(left))
+
+
+def _which(about: Sequence[Mapping[str, Any]], sources: Sequence[Source], names: Sequence[str]) -> dict[int, int]:
+    """Scan -> which source it is: by the pattern with most letters, else by a modality that one source alone has, else by words."""
+    result: dict[int, int] = {}
+    patterned = [number for number, one in enumerate(about) if one["pattern"]]
+    for number in sorted(patterned, key=lambda number: len(re.sub(r"[*?]", "", about[number]["pattern"]))):
+        for scans in keys(about[number]["pattern"], sources, names).values():
+            result |= dict.fromkeys(scans, number)
+    modalities = [one["modality"] for one in about]
+    for scan, source in enumerate(sources):
+        if scan not in result and source.modality != "OT" and modalities.count(source.modality) == 1:
+            result[scan] = modalities.index(source.modality)
+        said = {
+            number
+            for number, one in enumerate(about)
+            if words_of(one["name"]) <= words_of(_called(source, names[scan]))
+        }
+        if scan not in result and len(said) == 1:
+            result[scan] = said.pop()
+    return result
+
+
+def _by_name(
+    about: Sequence[Mapping[str, Any]], which: Mapping[int, int], sources: Sequence[Source], names: Sequence[str]
+) -> dict[int, Hashable]:
+    """Scan -> what its pattern's wildcards match; without a pattern its folder and the words that do not name the source."""
+    result: dict[int, Hashable] = {}
+    for number, one in enumerate(about):
+        found = keys(one["pattern"], sources, names) if one["pattern"] else {}
+        result |= {scan: key for key, scans in found.items() for scan in scans if which[scan] == number}
+    for scan in which.keys() - result.keys():
+        rest = words_of(_called(sources[scan], names[scan])) - words_of(about[which[scan]]["name"])
+        result[scan] = (_folder(sources[scan], names[scan]), *sorted(rest))
+    return result
+
+
+def _by_folder(
+    about: Sequence[Mapping[str, Any]], which: Mapping[int, int], sources: Sequence[Source], names: Sequence[str]
+) -> dict[int, Hashable]:
+    """Scan -> its folder, and what the pattern's wildcards match above the last part."""
+    result: dict[int, Hashable] = {}
+    for number, one in enumerate(about):
+        found = keys(one["pattern"], sources, names, folders=True) if one["pattern"] else {}
+        result |= {scan: key for key, scans in found.items() for scan in scans if which[scan] == number}
+    whole = result.keys() == which.keys()
+    return result if whole else {scan: _folder(sources[scan], names[scan]) for scan in which}
+
+
+def _grouped(which: Mapping[int, int], key: Mapping[int, Hashable]) -> list[list[int]]:
+    """Scans with one key together, in their order."""
+    groups: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for scan in sorted(which):
+        groups[key[scan]].append(scan)
+    return list(groups.values())
+
+
+def _called(source: Source, name: str) -> str:
+    """What a scan itself is called: its file, of a series the folder."""
+    return PurePosixPath(name).parent.name if len(source.files) > 1 else PurePosixPath(name).name
+
+
+def _folder(source: Source, name: str) -> str:
+    """Where a scan lies: the folder of its file, of a series that around its own."""
+    parent = PurePosixPath(name).parent
+    return str(parent.parent if len(source.files) > 1 else parent)
+
+
+def words_of(text: str) -> set[str]:
+    """The words of a name, in lower case."""
+    return set(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def _listed(about: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{one['name']} ({one['pattern'] or one['modality']})" for one in about)

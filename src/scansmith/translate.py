@@ -16,8 +16,12 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-    from .formats import Source
+    from .formats import Skipped, Source
+    from .image import Image
     from .model import Model
+    from .translator import Ready
+
+    Case = tuple[Source | None, ...]
 
 # What is written beside a translation: name in `Translated.maps` -> what it is.
 MAPS = {"lower": "lower bound", "upper": "upper bound", "trust": "trust map", "confidence": "confidence map"}
@@ -85,14 +89,19 @@ def translate_files(
         sources = [source for source in sources if source.role == "image"]
     record = Record.open(out, opened.hash, maps, promise(opened))
     written: dict[str, list[str]] = {}
+    cases, alone = cases_of(opened, sources)
+    skipped += alone
+    sources = [next(one for one in case if one is not None) for case in cases]
     names = names_of(sources, scans)
+    missing: dict[str, list[str]] = {}
     with Progress("translating", len(sources), "scans") as progress:
-        for number, (name, source) in enumerate(zip(names, sources), 1):
+        for number, (name, source, case) in enumerate(zip(names, sources, cases), 1):
             try:
-                earlier = record.begin(name, fingerprint(source))
+                earlier = record.begin(name, "-".join(fingerprint(one) if one else "none" for one in case))
                 if earlier is None:
-                    record.end(name, one_scan(opened, source, out, name, maps, force, chosen))
+                    record.end(name, one_scan(opened, source, out, name, maps, force, chosen, case))
                 written[name] = record.files[name]
+                missing |= {name: gone} if (gone := names_missing(opened, case)) else {}
             except (ValueError, OSError) as error:
                 skipped.append(formats.Skipped(source.files[0], str(error)))
             except (MemoryError, RuntimeError) as error:
@@ -103,9 +112,29 @@ def translate_files(
         raise ValueError(
             f"expected scans to translate in {scans}, found none that can be: {listed[0] if listed else 'it is empty'}"
         )
-    record.save(skipped=listed)
+    several = {"missing": missing} if "sources" in opened.config["translation"] else {}
+    record.save(skipped=listed, **several)
     said = {"model": opened.hash, "maps": maps, "promise": record.promise, "files": written, "skipped": listed}
-    return {"out": str(out), "count": len(written), **said}
+    return {"out": str(out), "count": len(written), **said, **several}
+
+
+def cases_of(model: Model, sources: Sequence[Source]) -> tuple[list[Case], list[Skipped]]:
+    """The scans that are translated together, in the order of the model's sources, and those of no case; of one source each scan by itself."""
+    from .formats import Skipped
+    from .patterns import cases
+
+    about = model.config["translation"].get("sources")
+    if about is None:
+        return [(source,) for source in sources], []
+    found = cases(about, sources, [source.files[0].absolute().as_posix() for source in sources])
+    together = [tuple(None if one is None else sources[one] for one in case) for case in found.cases]
+    return together, [Skipped(sources[scan].files[0], reason) for scan, reason in found.left]
+
+
+def names_missing(model: Model, case: Case) -> list[str]:
+    """What the sources are called that a case lacks."""
+    about = model.config["translation"].get("sources", [])
+    return [str(one["name"]) for one, source in zip(about, case) if source is None]
 
 
 def failed(error: Exception, source: Source) -> str:
@@ -155,7 +184,7 @@ class Record:
             raise ValueError(
                 f"expected an empty folder or one of model {model} with the same maps, found translations by {found['model']} in {out}: choose another folder"
             )
-        return replace(made, files=found["files"], sources=found["sources"], begun=found["begun"])
+        return replace(made, files=found["files"], sources=found.get("sources", {}), begun=found.get("begun"))
 
     def begin(self, name: str, source: str) -> list[str] | None:
         """The files of a scan that is translated already; None when its place is free now.
@@ -164,9 +193,9 @@ class Record:
             ValueError: something else lies there.
         """
         whole = name in self.files and all((self.out / file).is_file() for file in self.files[name])
-        if whole and self.sources[name] == source:
+        if whole and self.sources.get(name) == source:
             return self.files[name]
-        if name == self.begun or (name in self.files and self.sources[name] == source):
+        if name == self.begun or (name in self.files and self.sources.get(name) == source):
             self.clear(name)
         there = self.lying(name)
         if there:
@@ -248,23 +277,31 @@ def below(file: Path, scans: Path) -> Path:
 
 
 def one_scan(
-    model: Model, source: Source, out: Path, name: str, maps: bool, force: bool, device: torch.device
+    model: Model,
+    source: Source,
+    out: Path,
+    name: str,
+    maps: bool,
+    force: bool,
+    device: torch.device,
+    case: Case = (),
 ) -> list[str]:
-    """Translate and write one scan; the files, posix paths below `out`.
+    """Translate and write one scan, or one case of several sources of which it is the first; the files, posix paths below `out`.
 
     Raises:
         ValueError: the scan cannot be translated, or written in its format.
         OSError: with the way out.
     """
     from . import __version__, formats
-    from .translator import judged, prepared, translated
+    from .together import made_from
+    from .translator import judged, translated
 
-    unlike = readable(source, model)
-    if unlike and not force:
-        raise ValueError(unlike)
+    for number, one in enumerate(case or (source,)):
+        unlike = readable(one, model, number) if one else None
+        if unlike and not force:
+            raise ValueError(unlike)
     refuse_if_too_large(source, model)
-    scan = formats.read(source)
-    ready = prepared(model, scan, source.format)
+    scan, ready = loaded(model, source, case)
     judgement = judged(model, scan, source.format, ready)
     refused = judgement is not None and judgement.refused
     if judgement and refused and not force:
@@ -273,7 +310,9 @@ def one_scan(
     settings = model.config["translation"]
     kinds = (
         KINDS.get(settings["output"], settings["target"]["modality"]),
-        KINDS.get(settings["input"], settings["source"]["modality"]),
+        KINDS.get(settings["input"], settings["source"]["modality"])
+        if ready.here is None
+        else made_from(model, ready.here),
     )
     words = f"{kinds[0]} made from {kinds[1]} by a neural network, not acquired; {made.words}{'; FORCED: ' + judgement.words if judgement and refused else ''}"
     derivation = formats.Derivation(f"scansmith {__version__}", model.hash, WHAT[settings["output"]], words)
@@ -290,6 +329,19 @@ def one_scan(
     return [file.relative_to(out).as_posix() for file in files]
 
 
+def loaded(model: Model, source: Source, case: Case) -> tuple[Image, Ready]:
+    """A scan as it is read, of several sources the first, and as its voxels are worked on."""
+    from . import formats
+    from .together import joined
+    from .translator import prepared, prepared_together
+
+    if "sources" not in model.config["translation"]:
+        scan = formats.read(source)
+        return scan, prepared(model, scan, source.format)
+    sources = joined(model, [None if one is None else formats.read(one) for one in case])
+    return sources.scan, prepared_together(model, sources, source.format)
+
+
 def refuse_if_too_large(source: Source, model: Model) -> None:
     """Nothing when the scan's header promises that its translation fits into memory.
 
@@ -300,7 +352,8 @@ def refuse_if_too_large(source: Source, model: Model) -> None:
     from .image import Image
     from .translator import needed
 
-    voxels = np.broadcast_to(np.float32(0.0), (source.channels, *source.shape))
+    channels = len(model.config["translation"].get("sources", ())) or source.channels
+    voxels = np.broadcast_to(np.float32(0.0), (channels, *source.shape))
     place = np.eye(4) if source.affine is None else np.reshape(source.affine, (4, 4))
     scan = Image(voxels, place, source.modality, spacing_known=source.affine is not None)
     wanted, free = needed(model, scan, source.format), available()
@@ -310,10 +363,10 @@ def refuse_if_too_large(source: Source, model: Model) -> None:
         )
 
 
-def readable(source: Source, model: Model) -> str | None:
-    """Why a scan cannot be translated by this model, from its header alone; None where it can."""
+def readable(source: Source, model: Model, number: int = 0) -> str | None:
+    """Why a scan cannot be translated by this model, of several sources as one of them, from its header alone; None where it can."""
     settings = model.config["translation"]
-    wished = settings["source"]["modality"]
+    wished = settings.get("sources", [settings["source"]])[number]["modality"]
     if settings["input"] == "image" and source.modality not in (wished, "OT") and wished != "OT":
         return f"expected {wished}, which the model learned to translate, found {source.modality}: use a model for it"
     wished_channels = settings["choices"]["channels"]

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import degradations, familiarity, inference
+from . import degradations, familiarity, inference, together
 from .conformal import widened
 from .familiarity import Judgement
 from .image import PICTURES, Image
 from .intensity import IntensityMap
 from .model import Model
-from .pairings import label_map, one_hot
+from .pairings import label_map, one_hot, with_presence
 from .preprocess import align, corrected, resize, resize_volume, volumes, window_of
 from .preprocess.slices import SAME_SPACING, Axes, Slices, lying, lying_as, turned
 from .preprocess.volumes import spacing_of
@@ -58,11 +58,13 @@ class Ready:
         image: axes at right angles, corrected, for super-resolution refined; float32, of a label map as it is.
         axes: how its slices lie.
         begins: (K, 2) where each slice of a tilted stack begins in it along I and J; None of other scans.
+        here: which of several sources are there, of which the image is `together.joined`; None of one.
     """
 
     image: Image
     axes: Axes
     begins: np.ndarray | None
+    here: np.ndarray | None = None
 
 
 def translated(model: Model, scan: Image, format: str, device: torch.device, ready: Ready | None = None) -> Translated:
@@ -70,16 +72,16 @@ def translated(model: Model, scan: Image, format: str, device: torch.device, rea
 
     Args:
         model: with `translation` in its configuration, its network on the device.
-        scan: as `formats.read` gives it.
+        scan: as `formats.read` gives it; of several sources the first that is there.
         format: of its file, which says how its slices lie.
         device: where to compute.
-        ready: `prepared` of them, where it is known.
+        ready: `prepared` of them, where it is known; of several sources `prepared_together`.
 
     Raises:
         ValueError: other channels or labels than the model learned, or no contrast.
     """
     settings = model.config["translation"]
-    encode = encoder(model, scan)
+    encode = encoder(model, scan) if ready is None or ready.here is None else encoder_together(ready.here)
     ready = ready or prepared(model, scan, format)
     planes = through(model, ready.image, ready.axes, encode, device)
     home = replace(scan, affine=ready.image.affine) if ready.begins is None else scan
@@ -129,6 +131,14 @@ def prepared(model: Model, scan: Image, format: str) -> Ready:
     work = replace(work, array=work.array.astype(np.float32, copy=False))
     work = corrected(work, choices["bias_field"], choices["landmarks"])
     return Ready(refined(model, work, axes) if settings["task"] == "superresolve" else work, axes, begins)
+
+
+def prepared_together(model: Model, sources: together.Together, format: str) -> Ready:
+    """Several sources as their voxels are worked on."""
+    work, begins = sources.image, None
+    if model.grid.dimensions == 3:
+        work, begins = volumes.slid(work, AIR)
+    return Ready(work, turning(model, work, format), begins, sources.here)
 
 
 def background(scan: Image) -> float:
@@ -219,6 +229,11 @@ def encoder(model: Model, scan: Image) -> Encode:
         raise ValueError(f"expected {wished} channels, found {channels}: another model is needed")
     window = source_window(model, scan)
     return lambda values, size: unclipped(sized(values, size), window.low, window.high)
+
+
+def encoder_together(here: np.ndarray) -> Encode:
+    """How the encoded voxels of several sources come to the network: in its size, with the channels that say which are there."""
+    return lambda values, size: with_presence(sized(values, size), here)
 
 
 def sized(values: np.ndarray, size: Sequence[int]) -> np.ndarray:
@@ -377,11 +392,26 @@ def judged(model: Model, scan: Image, format: str, ready: Ready | None = None) -
     None for label maps, which may show any anatomy.
     """
     settings = model.config["translation"]
+    if ready is not None and ready.here is not None:
+        slices = turned(ready.image, ready.axes, "")
+        return together.judged(model, learned_extent(model, slices), spacing_of(slices), ready.here)
     if model.config["familiarity"] is None:
         return None
-    choices, window = settings["choices"], source_window(model, scan)
+    window = source_window(model, scan)
     ready = ready or prepared(model, scan, format)
     slices = turned(ready.image, ready.axes, "")
+    array = learned_extent(model, slices)
+    modality = settings["source"]["modality"] if scan.modality == "OT" else scan.modality
+    features = familiarity.describe(unclipped(array, window.low, window.high), spacing_of(slices), modality)
+    found, other = familiarity.judge(features, model.config["familiarity"]), other_kind(model, scan)
+    if other is None:
+        return found
+    return replace(found, refused=True, reasons=(other, *found.reasons), words=f"refused: {other}; {found.words}")
+
+
+def learned_extent(model: Model, slices: Slices) -> np.ndarray:
+    """(C, D, H, W): the middle of a scan, as much of it as the model learned from."""
+    choices = model.config["translation"]["choices"]
     stored = [choices["depth"] if model.grid.dimensions == 3 else None, choices["height"], choices["width"]]
     factor = [1.0] * (3 - model.grid.dimensions) + list(factors(model, slices))
     array = slices.array.swapaxes(0, 1)
@@ -389,12 +419,7 @@ def judged(model: Model, scan: Image, format: str, ready: Ready | None = None) -
         kept = array.shape[axis] if most is None else min(array.shape[axis], max(1, round(most / times)))
         first = (array.shape[axis] - kept) // 2
         array = array[(*(slice(None),) * axis, slice(first, first + kept))]
-    modality = settings["source"]["modality"] if scan.modality == "OT" else scan.modality
-    features = familiarity.describe(unclipped(array, window.low, window.high), spacing_of(slices), modality)
-    found, other = familiarity.judge(features, model.config["familiarity"]), other_kind(model, scan)
-    if other is None:
-        return found
-    return replace(found, refused=True, reasons=(other, *found.reasons), words=f"refused: {other}; {found.words}")
+    return array
 
 
 def other_kind(model: Model, scan: Image) -> str | None:

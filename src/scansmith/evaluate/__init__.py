@@ -44,9 +44,13 @@ def evaluate(
     if (Path(fake) / "config.json").is_file():
         from ..dataset import Dataset
         from ..model import load
+        from .segmentation import evaluate_segmentation
         from .translation import evaluate_translation
 
-        return evaluate_translation(Dataset.open(real), load(fake), Path(out), device, seed)
+        model = load(fake)
+        masks = (model.config.get("translation") or {}).get("output") == "mask"
+        judge = evaluate_segmentation if masks else evaluate_translation
+        return judge(Dataset.open(real), model, Path(out), device, seed)
     from .verdict import evaluate as implementation
 
     return implementation(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 from .. import conformal, inference
 from ..dataset import Dataset
 from ..intensity import IntensityMap
-from ..metrics import synthrad
+from ..metrics import low_dose, synthrad
 from ..model import Model
-from ..pairings import Pairing, cases_of, pairing, straight
+from ..pairings import Pairing, Several, cases_of, pairing, straight
 from ..runtime import Progress, choose_device, derive_seed, write_json
+from . import subsets
 
 FEWEST_PATIENTS = 8  # for an interval over patients
 DRAWS = 2000
@@ -38,6 +39,8 @@ class Scan:
         middle, lower, upper: (D, H, W) of the model, bounds calibrated; all the middle where it has none.
         inside: (D, H, W) bool, the body.
         window: (low, high) of the target in its units.
+        line: what a straight line makes of several sources; None of one.
+        alike: whether the source can stand for the target as it is.
     """
 
     patient: str
@@ -48,6 +51,8 @@ class Scan:
     upper: np.ndarray
     inside: np.ndarray
     window: tuple[float, float]
+    line: np.ndarray | None = None
+    alike: bool = True
 
     def units(self, encoded: np.ndarray) -> np.ndarray:
         """Encoded -> units of the target."""
@@ -79,6 +84,7 @@ def evaluate_translation(
             f"expected a model that translates to judge with the dataset {data.root}, found one that makes scans: synthesize some, and evaluate those"
         )
     pairs = pairing(JUDGED_AS.get(settings["task"], settings["task"]), data)
+    subsets.check(settings, pairs)
     split = next((name for name in ("holdout", "validation") if len(pairs.rows(name))), None)
     if split is None:
         raise ValueError(f"expected held-out patients in {data.root}, found none: prepare it again with more scans")
@@ -93,7 +99,10 @@ def evaluate_translation(
         for number, rows in enumerate(cases, 1):
             scan = translated_scan(pairs, rows, model, device)
             for method, made in methods(scan, settings["line"], levels).items():
-                for name, value in judged(scan, made, model.intensity.units).items():
+                numbers = judged(scan, made, model.intensity.units)
+                if settings["task"] == "denoise" and model.intensity.units == "HU":
+                    numbers |= as_shown(scan, made)
+                for name, value in numbers.items():
                     found[method].setdefault(name, {}).setdefault(scan.patient, []).append(value)
             for tissue, share in shares_outside(scan, model.intensity.units).items():
                 outside.setdefault(tissue, {}).setdefault(scan.patient, []).append(share)
@@ -103,16 +112,32 @@ def evaluate_translation(
             progress.update(number)
     result = {
         "task": "translation", "split": split, "patients": len(widths), "units": model.intensity.units, "model": model.hash,
-        "metrics": {method: {name: summary(each, seed) for name, each in names.items()} for method, names in found.items()},
+        "metrics": {method: {name: summary(each, seed) for name, each in names.items()} for method, names in found.items() if names},
         "coverage": settings["calibration"] and {tissue: summary({patient: [1.0 - value for value in values] for patient, values in each.items()}, seed) for tissue, each in outside.items()},
         "width": settings["calibration"] and summary(widths, seed), "calibration": settings["calibration"],
     }  # fmt: skip
+    if isinstance(pairs, Several):
+        result["sources"] = by_sources(pairs, split, model, device, seed)
+    if data.info.get("blocked"):
+        result["blocked"] = data.info["blocked"]
     result["words"] = words(result)
     write_json(out / "metrics.json", result)
     return result
 
 
 # ------------------------------------------------------------------------------------------------ scans
+
+
+def by_sources(pairs: Several, split: str, model: Model, device: torch.device, seed: int) -> dict[str, Any]:
+    """{"table", "words"} of what each set of several sources gives, see `subsets.table`."""
+
+    def error(some: Several, rows: np.ndarray) -> float:
+        scan = translated_scan(some, rows, model, device)
+        inside = scan.inside if scan.inside.any() else np.ones_like(scan.inside)
+        return float(synthrad.mae(scan.units(scan.target), scan.units(scan.middle), inside))
+
+    found = subsets.table(pairs, split, error, lambda each: summary(each, seed))
+    return {"table": found, "words": list(subsets.words(found, pairs, model.intensity.units))}
 
 
 def translated_scan(pairs: Pairing, rows: np.ndarray, model: Model, device: torch.device) -> Scan:
@@ -135,7 +160,12 @@ def translated_scan(pairs: Pairing, rows: np.ndarray, model: Model, device: torc
         np.stack(part) if part[0].ndim == 2 else np.concatenate(part) for part in parts
     )
     patient = str(pairs.data.columns["patient"][rows[0]])
-    return Scan(patient, source, target, middle, lower, upper, inside.astype(bool), (window.low, window.high))
+    found = Scan(patient, source, target, middle, lower, upper, inside.astype(bool), (window.low, window.high))
+    if not isinstance(pairs, Several):
+        return found
+    lines = [pairs.simple(settings["line"], pairs.source(int(row)))[0] for row in rows]
+    here = pairs.alike is not None and bool(pairs.present(int(rows[0]))[pairs.alike])
+    return replace(found, line=np.stack(lines) if lines[0].ndim == 2 else np.concatenate(lines), alike=here)
 
 
 def encoded_by(own: IntensityMap, wished: IntensityMap, values: np.ndarray) -> np.ndarray:
@@ -162,9 +192,9 @@ def methods(scan: Scan, line: tuple[float, float], levels: tuple[np.ndarray, np.
     """What each method makes of the source, encoded: the model, a straight line, matched histograms, nothing at all."""
     return {
         "translation": scan.middle,
-        "line": straight(line, scan.source),
+        "line": straight(line, scan.source[None]) if scan.line is None else scan.line,
         "histogram": np.interp(scan.source, *levels),
-        "identity": scan.source,
+        **({"identity": scan.source} if scan.alike else {}),
     }
 
 
@@ -199,6 +229,17 @@ def judged(scan: Scan, made: np.ndarray, units: str) -> dict[str, float]:
     return result
 
 
+def as_shown(scan: Scan, made: np.ndarray) -> dict[str, float]:
+    """ "psnr chest", "ssim neuro", "vif abdomen" ...: what is left of noise in the windows in which CT is looked at, means over slices."""
+    real, output = scan.units(scan.target), scan.units(made)
+    found: dict[str, list[float]] = {}
+    for one, other in zip(real, output):
+        for window in low_dose.WINDOWS:
+            for name, value in low_dose.low_dose(one, other, window).items():
+                found.setdefault(f"{name} {window}", []).append(value)
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
 def shares_outside(scan: Scan, units: str) -> dict[str, float]:
     """Share of the body's voxels whose true value lies outside the bounds: of all, and of HU for each tissue."""
     out = (scan.target < scan.lower) | (scan.target > scan.upper)
@@ -229,7 +270,7 @@ def sentences(result: Mapping[str, Any]) -> Iterator[str]:
     own, units = result["metrics"]["translation"]["mae"], result["units"]
     spread = f" ({own['interval'][0]:.3g} to {own['interval'][1]:.3g})" if own["interval"] else ""
     yield f"Mean absolute error in the body of {result['patients']} {result['split']} patients: {own['value']:.3g}{spread} {units}."
-    others = {name: result["metrics"][name]["mae"]["value"] for name in METHODS[1:]}
+    others = {name: result["metrics"][name]["mae"]["value"] for name in METHODS[1:] if name in result["metrics"]}
     best = min(others, key=others.__getitem__)
     if own["value"] < others[best]:
         yield f"That is {own['value'] / others[best]:.0%} of the best simple method's ({best}, {others[best]:.3g} {units})."
@@ -241,3 +282,6 @@ def sentences(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"{result['coverage']['body']['value']:.0%} of the body's voxels lie within the bounds; {result['calibration']['words']}."
     else:
         yield "The model gives no bounds: it was learned without pairs."
+    yield from (result.get("sources") or {}).get("words", ())
+    if result.get("blocked"):
+        yield f"{result['blocked'][0].upper()}{result['blocked'][1:]}."

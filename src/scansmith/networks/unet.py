@@ -7,7 +7,6 @@ air in a window of an image nor its neighbours move a value; but for its border 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch

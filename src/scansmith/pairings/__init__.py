@@ -9,19 +9,21 @@ from .base import WHOLE, Pairing, Part, straight
 from .degraded import Denoising, SuperResolution
 from .familiar import cases_of, familiar
 from .masks import Painting, Segmentation, label_map, one_hot
-from .scans import Scans
+from .scans import Scans, Several, with_presence
 
 __all__ = [
     "PAIRINGS",
     "WHOLE",
     "Pairing",
     "Part",
+    "Several",
     "cases_of",
     "familiar",
     "label_map",
     "one_hot",
     "pairing",
     "straight",
+    "with_presence",
 ]
 
 # Task of a recipe -> what it learns.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -20,6 +22,8 @@ BODY = -0.9  # a voxel is of the body where source or target lies above, encoded
 AIR = -1.0  # around an image, encoded
 MOSTLY = 0.9  # share of training slices that must lie alike for scans to be turned so
 LEAST_BODY = 0.1  # of a patch that is worth learning from
+# A source whose scale is arbitrary, as all but CT, is made brighter or darker, and bent, by so much at most.
+GAIN, BEND = 0.1, 0.3
 Part = tuple[slice, ...]
 WHOLE: Part = ()
 
@@ -114,9 +118,13 @@ class Pairing:
         inside = inside if inside.any() else np.ones_like(inside)
         return float(np.abs(made - target)[:, inside].mean())
 
-    def simple(self, line: tuple[float, float], source: np.ndarray) -> np.ndarray:
+    def simple(self, line: tuple[float, ...], source: np.ndarray) -> np.ndarray:
         """(C', *spatial): what is compared with at a tick, the target that a straight line gives, `straight`."""
-        return straight(line, self.view(source))[None]
+        return straight(line, self.regressors(source))[None]
+
+    def regressors(self, source: np.ndarray) -> np.ndarray:
+        """(R, *spatial): what of a source the straight line is fitted to."""
+        return self.view(source)[None]
 
     def in_units(self, error: float, row: int) -> float:
         """An error of a row in the units of its target."""
@@ -183,6 +191,16 @@ def lying(data: Dataset) -> list[list[int]] | None:
     return [list(one) for one in usual] if count >= MOSTLY * len(rows) and count else None
 
 
-def straight(line: tuple[float, float], view: np.ndarray) -> np.ndarray:
-    """The target that a line (intercept, slope) makes of a source, same shape."""
-    return np.asarray(line[0] + line[1] * view)
+def straight(line: Sequence[float], regressors: np.ndarray) -> np.ndarray:
+    """(*spatial): the target that a line (intercept, slopes) makes of (R, *spatial)."""
+    found = line[0] + line[1] * regressors[0]
+    for slope, one in zip(line[2:], regressors[1:]):
+        found = found + slope * one
+    return np.asarray(found)
+
+
+def brightened(source: np.ndarray, gain: float, bend: float) -> np.ndarray:
+    """Encoded values v, as u = (v + 1) / 2 above background, become (1 + gain) u ** exp(bend); below it they stay."""
+    above = np.maximum((source + 1.0) / 2.0, 0.0)
+    changed = np.float32(1.0 + gain) * above ** np.float32(math.exp(bend))
+    return np.where(source > -1.0, 2.0 * changed - 1.0, source).astype(np.float32)

@@ -21,12 +21,22 @@ def cases_of(data: Dataset, rows: np.ndarray) -> list[np.ndarray]:
     return [own[np.argsort(data.columns["slice"][own], kind="stable")] for own in each]
 
 
-def case_features(data: Dataset, rows: np.ndarray) -> familiarity.Features:
-    """What of a stored scan is compared with others: its values on the dataset's grid, the voxel size of its file."""
+def encoded(data: Dataset, row: int, number: int | None) -> np.ndarray:
+    """The image of a row, or one of its several sources, encoded: (C, *spatial)."""
     columns = data.columns
-    stored = [unclipped(data.image(int(row)), columns["low"][row], columns["high"][row]) for row in rows]
+    if number is None:
+        return unclipped(data.image(row), columns["low"][row], columns["high"][row])
+    own = data.sources(row)[number : number + 1]
+    return unclipped(own, columns["source_low"][row][number], columns["source_high"][row][number])
+
+
+def case_features(data: Dataset, rows: np.ndarray, number: int | None = None) -> familiarity.Features:
+    """What of a stored scan, or of one of its several sources, is compared with others: its values on the dataset's grid, the voxel size of its file."""
+    columns = data.columns
+    stored = [encoded(data, int(row), number) for row in rows]
     array = np.stack(stored, 1) if stored[0].ndim == 3 else stored[0]
-    found = familiarity.describe(array, None, data.info["modality"])
+    modality = data.info["modality"] if number is None else data.info["sources"][number]["modality"]
+    found = familiarity.describe(array, None, modality)
     spacing, crop = columns["spacing"][rows[0]], columns["crop"][rows[0]][3:]
     if not (np.isfinite(spacing).all() and (crop > 0).all()):
         return found
@@ -40,11 +50,21 @@ def case_features(data: Dataset, rows: np.ndarray) -> familiarity.Features:
     return replace(found, size=size, spacing=[float(step) for step in own])
 
 
-def familiar(data: Dataset) -> dict[str, Any]:
-    """What training scans are like, and how far from them the calibration patients' lie; see `familiarity.learn`."""
-    cases = cases_of(data, data.rows("train"))
+def familiar(data: Dataset, number: int | None = None) -> dict[str, Any]:
+    """What training scans are like, and how far from them the calibration patients' lie; see `familiarity.learn`.
+
+    Args:
+        data: the dataset.
+        number: one of several sources, of the cases that have it; None for the scans.
+    """
+
+    def rows_of(split: str) -> np.ndarray:
+        rows = data.rows(split)
+        return rows if number is None else rows[data.columns["present"][rows][:, number]]
+
+    cases = cases_of(data, rows_of("train"))
     chosen = cases[:: max(1, -(-len(cases) // MOST_CASES))]
     patients: dict[str, list[familiarity.Features]] = {}
-    for rows in cases_of(data, data.rows("calibration")):
-        patients.setdefault(str(data.columns["patient"][rows[0]]), []).append(case_features(data, rows))
-    return familiarity.learn([case_features(data, rows) for rows in chosen], list(patients.values()))
+    for rows in cases_of(data, rows_of("calibration")):
+        patients.setdefault(str(data.columns["patient"][rows[0]]), []).append(case_features(data, rows, number))
+    return familiarity.learn([case_features(data, rows, number) for rows in chosen], list(patients.values()))

@@ -100,7 +100,7 @@ class Segmentation(Masks):
                 dice.append(2.0 * float((one & other).sum()) / float(one.sum() + other.sum()))
         return 1.0 - float(np.mean(dice)) if dice else 0.0
 
-    def simple(self, line: tuple[float, float], source: np.ndarray) -> np.ndarray:
+    def simple(self, line: tuple[float, ...], source: np.ndarray) -> np.ndarray:
         """Nothing is marked."""
         return one_hot(np.zeros(source.shape[1:], np.int64), self.out_channels)
 

@@ -35,10 +35,12 @@ def prepare(
         dataset: folder to write, outside `scans`.
         labels: "auto" takes sub-folders as classes when they look like classes, "none" takes none; otherwise a table
             (CSV, TSV, BIDS participants.tsv) with the column label, or TABLE:COLUMN, and one of file, patient or uid;
-            or "tag:BodyPartExamined" and the like for a DICOM attribute.
+            or "tag:BodyPartExamined" and the like for a DICOM attribute. A table with the columns file and patient
+            alone says whose the scans are.
         pairs: scans of two kinds that belong together: "MR:CT" by patient and place, "*T1*:*T2*" by name, or a table
             with the columns source and target; or the folder of the targets, whose scans belong to those of `scans` by
-            patient and place or by name. Each source is brought onto its target's grid.
+            patient and place or by name. Each source is brought onto its target's grid. Several sources of one target are
+            "*T1*+*FLAIR*:*T2*", or the columns source, source2, ... of a table; some of them may be missing.
         masks: "auto" finds DICOM SEG and RTSTRUCT, BIDS derivatives, and files named after their scan; "none" takes
             none; "images/*.nii.gz:labels/*.nii.gz" says which belong together.
         modality: which scans of a mixed folder to take (CT, MR, CR, DX, MG, US, XA, RF, OT); for files that do not say

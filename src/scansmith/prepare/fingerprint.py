@@ -25,6 +25,7 @@ from .scans import (
     choose_group,
     images_in,
     layers_in,
+    partners,
     nothing,
     paired,
     patient_keys,
@@ -225,7 +226,9 @@ def survey(
     sources, target_of, modality, pair_words, cases = paired(request, every, images, patients, called)
     skipped = [*skipped, *without_partner(request, every, images, target_of)]
     about = several.kinds(cases, every, modality) if cases else ()
-    declared, aside, reasons = bool(modality) and every[sources[0]].modality == "OT", [], []
+    aside: list[dict[str, str | int]] = []
+    reasons: list[str] = []
+    declared = bool(modality) and every[sources[0]].modality == "OT"
     if not cases:
         chosen, declared, aside, reasons = choose_group([every[number] for number in sources], modality)
         wanted = {id(source) for source in chosen}
@@ -243,6 +246,11 @@ def survey(
     own_names = [called[number] for number in sources]
     own_patients, level, words = patient_keys(used, own_names)
     named = label_sources.patients_of(request.labels, used, own_patients, own_names)
+    for others in partners(sources, target_of, cases):
+        # A table may name the patient by any scan of a pair.
+        theirs = [every[other] for other in others]
+        by_table = label_sources.patients_of(request.labels, theirs, own_patients, [called[other] for other in others])
+        named = [one if one.startswith("patient:") else other for one, other in zip(named, by_table)]
     if named != own_patients:
         own_patients = named
         level, words = split_level(named, any(images_in(source) > 1 for source in used))

@@ -53,6 +53,10 @@ LEAST_SCANS_PER_CLASS_ON_AVERAGE = 15
 # Two or three capitalised words: Meier_Hans, "OBrien Pat", DOE^JANE.
 PERSON = re.compile(r"[^\W\d_]*[A-Z][^\W\d_]+([_ ,^.-]+[A-Z][^\W\d_]*){1,2}")
 KEYS = ("file", "patient", "uid", "participant_id")
+PATIENTS, SCANS = (
+    ("patient", "participant_id"),
+    ("file", "uid"),
+)  # columns that name the patient, and those that name the scan
 Labels = list[str | None]
 
 
@@ -137,9 +141,11 @@ def from_table(
     table, column = _parts(labels)
     columns, rows = tables.read(table)
     keys = [key for key in KEYS if key in columns]
+    if _patients_alone(columns) and column == "label":
+        return _no_labels(table, root, patients)
     if not keys or column not in columns:
         raise ValueError(
-            f"expected the columns {column} and one of {', '.join(KEYS)} in {table}, found {', '.join(columns) or 'no rows'}: rename them in the first line, or name the column of the classes as {table.name}:COLUMN"
+            f"expected the columns {column} and one of {', '.join(KEYS)} in {table}, found {', '.join(columns) or 'no rows'}: rename them in the first line, or name the column of the classes as {table.name}:COLUMN; a table of file and patient alone names the patients"
         )
     named = [_named(key, column, rows, sources, patients, names) for key in keys]
     at = max(range(len(keys)), key=lambda index: len({scan for scans in named[index].values() for scan in scans}))
@@ -169,6 +175,28 @@ def from_table(
             f"{several} of its {len(rows)} rows fit several scans or folders and so none: give the path below the folder of scans in full"
         )
     return found, "; ".join(words)
+
+
+def _patients_alone(columns: Sequence[str]) -> bool:
+    """Whether a table says whose the scans are and nothing else."""
+    named = [set(columns) & set(some) for some in (PATIENTS, SCANS)]
+    return all(named) and set(columns) <= {*KEYS, ""}
+
+
+def _no_labels(table: Path, root: Path, patients: Sequence[str]) -> tuple[Labels, str]:
+    """No classes, from a table of patients alone; `patients_of` has taken these.
+
+    Raises:
+        ValueError: it names no scan.
+    """
+    known = sum(patient.startswith("patient:") for patient in patients)
+    if not known:
+        raise ValueError(
+            f"expected {table} to name the patients of scans, found no match: give paths as they lie below {root}, in full where a file name occurs twice"
+        )
+    return [None] * len(
+        patients
+    ), f"labels: none; with the table the patients of {known} of {plural(len(patients), 'scan')} are known"
 
 
 def _parts(labels: str) -> tuple[Path, str]:
@@ -259,8 +287,8 @@ def patients_of(labels: str, sources: Sequence[Source], patients: Sequence[str],
     if labels.lower() in ("auto", "none") or labels.lower().startswith("tag:"):
         return list(patients)
     columns, rows = tables.read(_parts(labels)[0])
-    who = next((key for key in ("patient", "participant_id") if key in columns), None)
-    if who is None or not {"file", "uid"} & set(columns):
+    who = next((key for key in PATIENTS if key in columns), None)
+    if who is None or not set(SCANS) & set(columns):
         return list(patients)
     result = list(patients)
     for key in ("uid", "file"):  # the file says it more exactly

@@ -179,7 +179,7 @@ def result_of(entry: dict[str, Any]) -> Record | list[Skipped]:
 def to_json(record: Record) -> dict[str, Any]:
     """The record as plain values; arrays as base64 of their little-endian bytes."""
     result = {name: getattr(record, name) for name in Record.__slots__}
-    for name in ("affines", "crop", "values", "target_values"):
+    for name in ("affines", "crop", "values", "target_values", "source_values"):
         array = np.ascontiguousarray(result[name])
         result[name] = [
             list(array.shape),
@@ -192,10 +192,14 @@ def to_json(record: Record) -> dict[str, Any]:
 def from_json(entry: dict[str, Any]) -> Record:
     """What `to_json` made."""
     values = dict(entry)
-    for name, dtype in (("affines", "<f8"), ("crop", "<f8"), ("values", "<f4"), ("target_values", "<f4")):
+    dtypes = {"affines": "<f8", "crop": "<f8", "values": "<f4", "target_values": "<f4", "source_values": "<f4"}
+    for name in values.keys() & dtypes:
         shape, content = values[name]
+        dtype = dtypes[name]
         values[name] = np.frombuffer(base64.b64decode(content), dtype).reshape(shape).astype(dtype[1:])
-    values["windows"] = tuple(None if window is None else tuple(window) for window in values["windows"])
+    for name in values.keys() & {"windows", "source_windows"}:
+        values[name] = tuple(None if window is None else tuple(window) for window in values[name])
+    values["present"] = tuple(values.get("present", ()))
     values["broken"] = [Skipped(Path(file), reason) for file, reason in values["broken"]]
     for name in ("spacing", "notes", "shift"):
         values[name] = None if values[name] is None else tuple(values[name])

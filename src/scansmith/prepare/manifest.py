@@ -20,7 +20,8 @@ from .scans import Request
 from .store import AIR, TISSUE
 
 Near = list[tuple[int, int, float]]
-Windows = dict[int, tuple[IntensityMap, IntensityMap | None]]
+# Scan -> its intensity map, its pair's, and with several sources each one's.
+Windows = dict[int, tuple[IntensityMap | None, ...]]
 
 
 def split_scans(
@@ -118,32 +119,42 @@ def near_copies(root: Path, found: Survey, ledger: Ledger, generation: int) -> N
 
 
 def windows_of(plan: Plan, ledger: Ledger, splits: dict[int, str]) -> tuple[Windows, list[str]]:
-    """Scan -> its intensity map and its pair's, and words for CT, whose one window comes from voxels of training scans."""
-    shared, words = _shared(plan, ledger, splits, 0)
-    shared_target, target_words = _shared(plan, ledger, splits, 1)
+    """Scan -> its intensity map and its pair's, and words for CT, whose one window comes from voxels of training scans.
+
+    With several sources also each one's, of which the scan's own is that of the first that is there.
+    """
+    shared = [_shared(plan, ledger, splits, side) for side in range(2 + len(plan.sources))]
     result: Windows = {}
     for scan, record in ledger.records.items():
-        own = shared if record.windows[0] is None else IntensityMap(*record.windows[0])
-        assert own is not None
-        result[scan] = own, shared_target if record.windows[1] is None else IntensityMap(*record.windows[1])
-    return result, [*words, *target_words]
+        maps = [
+            shared[side][0] if window is None else IntensityMap(*window)
+            for side, window in enumerate((*record.windows, *record.source_windows))
+        ]
+        if record.present:
+            maps[2:] = [one if there else None for one, there in zip(maps[2:], record.present)]
+            maps[0] = next(one for one in maps[2:] if one is not None)
+        assert maps[0] is not None
+        result[scan] = tuple(maps)
+    return result, [line for side, (_, words) in enumerate(shared) if side != 0 or not plan.sources for line in words]
 
 
 def _shared(plan: Plan, ledger: Ledger, splits: dict[int, str], side: int) -> tuple[IntensityMap | None, list[str]]:
-    """The CT window of the scans (side 0) or of their pairs (1); None where each scan has its own."""
+    """The CT window of the scans (side 0), of their pairs (1) or of one of several sources (from 2 on); None where each scan has its own."""
     values = {
-        scan: (record.values, record.target_values)[side]
+        scan: (record.values, record.target_values, *record.source_values)[side]
         for scan, record in ledger.records.items()
-        if record.windows[side] is None
+        if (*record.windows, *record.source_windows)[side] is None and (side < 2 or record.present[side - 2])
     }
     if not any(len(drawn) for drawn in values.values()):
         return None, []
     kept = plan.kept_windows[side]
-    wished = plan.window if side == 0 else None
+    of_source = side >= 2 and plan.sources[side - 2]["modality"] == plan.modality
+    wished = plan.window if side == 0 or of_source else None
     train = [drawn for scan, drawn in values.items() if splits.get(scan) == "train"]
     every = np.concatenate(train or list(values.values()))
     window, words = intensity.choose("CT", every, np.dtype(np.int16), window=wished or kept)
-    return window, [] if kept else [f"intensity of the pairs: {words}" if side else f"intensity: {words}"]
+    of = ("", " of the pairs", *(f" of {one['name']}" for one in plan.sources))[side]
+    return window, [] if kept else [f"intensity{of}: {words}"]
 
 
 def columns_of(
@@ -155,6 +166,7 @@ def columns_of(
     left_out: set[int],
 ) -> dict[str, np.ndarray]:
     """The manifest."""
+    sources = range(2, 2 + len(found.plan.sources))
     scans = np.array(ledger.scans)
     records = [record for record in ledger.records.values() if record.hashes]
     counts = [len(record.hashes) for record in records]
@@ -171,9 +183,9 @@ def columns_of(
         "split": of_scans([splits[scan] for scan in kept]).astype("U11"),
         "label": of_scans([found.scans[scan].label or "" for scan in kept]),
         "spacing": of_scans([record.spacing for record in records]),
-        "low": of_scans([windows[scan][0].low for scan in kept]),
-        "high": of_scans([windows[scan][0].high for scan in kept]),
-        "units": of_scans([windows[scan][0].units for scan in kept]),
+        "low": of_scans([_or_nan(windows[scan][0], "low") for scan in kept]),
+        "high": of_scans([_or_nan(windows[scan][0], "high") for scan in kept]),
+        "units": of_scans([one.units if (one := windows[scan][0]) else "" for scan in kept]),
         "target_low": of_scans([_or_nan(windows[scan][1], "low") for scan in kept]),
         "target_high": of_scans([_or_nan(windows[scan][1], "high") for scan in kept]),
         "sha256": np.array([digest for record in records for digest in record.hashes]),
@@ -181,6 +193,12 @@ def columns_of(
         "crop": np.concatenate([record.crop for record in records]),
         "masked": np.concatenate([np.array(record.masked, bool) for record in records]),
     }
+    if sources:
+        columns |= {
+            "present": of_scans([ledger.records[scan].present for scan in kept]),
+            "source_low": of_scans([[_or_nan(windows[scan][side], "low") for side in sources] for scan in kept]),
+            "source_high": of_scans([[_or_nan(windows[scan][side], "high") for side in sources] for scan in kept]),
+        }
     columns["split"][sorted(left_out)] = ""
     assert len(scans) == len(columns["case"])
     return columns

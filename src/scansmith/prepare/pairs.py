@@ -107,9 +107,7 @@ def by_patterns(
         words.append(
             f"without a partner: {plural(len(found.left), 'source')} and {plural(len(found.right), 'target')}, left out"
         )
-    return _within_patients(
-        [(images[one], images[other]) for one, other in found.pairs], tuple(words), pairs, patients
-    )
+    return _within_patients([(images[one], images[other]) for one, other in found.pairs], tuple(words), pairs, patients)
 
 
 def by_table(

@@ -125,6 +125,17 @@ def paired(
     return list(target_of), target_of, (request.modality or "").split(":")[0] or None, list(words), None
 
 
+def partners(sources: list[int], target_of: dict[int, int], cases: several.Several | None) -> list[list[int]]:
+    """The other scans of each pair or case: a list for each source and the target, itself where one is missing."""
+    if not target_of:
+        return []
+    targets = [target_of[number] for number in sources]
+    members = cases.of_first() if cases else {}
+    own = [members[number][0] if cases else () for number in sources]
+    further = [[number if one is None else one for one, number in zip(of_one, sources)] for of_one in zip(*own)]
+    return [targets, *further]
+
+
 def without_partner(
     request: Request, every: list[Source], images: list[int], target_of: dict[int, int]
 ) -> list[Skipped]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..formats import Source
 from ..image import MODALITIES
+from ..patterns import compiled, words_of
 from . import tables
 from .folders import KIND_WORDS
 from .labels import private_words
@@ -95,8 +96,6 @@ def find(pairs: str, sources: Sequence[Source], patients: Sequence[str], names: 
 
 def _patterns(pairs: str, names: Sequence[str]) -> list[str]:
     """Each source's pattern with the target's; a + that names hold is no sign."""
-    from ..patterns import compiled
-
     if not is_patterns(pairs):
         return []
     left, _, right = pairs.partition(":")
@@ -133,7 +132,7 @@ def _called(
         texts = [*patterns, columns[0].partition(":")[2]]
         words = [re.findall(r"[A-Za-z0-9]+", text) for text in texts]
     else:
-        every = [[_words(stem(names[one])) for one in own.values()] for own in partners]
+        every = [[words_of(stem(names[one])) for one in own.values()] for own in partners]
         common = [sorted(KIND_WORDS.intersection(*own)) for own in every]
         words = [[*own] for own in common] + [[]]
     found = []
@@ -142,10 +141,6 @@ def _called(
         own = [word for word in words[number] if word.casefold() not in others]
         found.append(" ".join(own) or f"source {number + 1}")
     return tuple(found), patterns
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"[a-z0-9]+", text.lower()))
 
 
 # ------------------------------------------------------------------------------------------------ kinds

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from .. import formats, preprocess
+from ..dataset import source_layer
 from ..formats import Skipped, Source
 from ..formats.source import quiet
-from ..dataset import source_layer
 from ..image import PICTURES, Image
 from ..intensity import IntensityMap
 from ..preprocess import align
@@ -158,9 +158,7 @@ def _load(runs: list[Image], scan: Scan, plan: Plan) -> tuple[list[Loaded], list
     return loaded, broken + lost
 
 
-def _onto(
-    image: Image, target: Image, kind: str, measured: bool
-) -> tuple[Image, str | None, tuple[float, ...] | None]:
+def _onto(image: Image, target: Image, kind: str, measured: bool) -> tuple[Image, str | None, tuple[float, ...] | None]:
     """A source on the grid of its target, in words what was done, and how far they lie apart where that is measured.
 
     Raises:
@@ -278,7 +276,9 @@ def _store(firsts: list[int], loaded: list[Loaded], scan: Scan, plan: Plan, draw
         assert plan.target_modality is not None and loaded[0].target is not None
         target_window = _window_of(layers["targets"], plan, loaded[0].target, plan.target_modality, target=True)
     own_windows = {
-        number: window if number == scan.first else _window_of(layers[source_layer(number)], plan, one, plan.modality_of(number))
+        number: window
+        if number == scan.first
+        else _window_of(layers[source_layer(number)], plan, one, plan.modality_of(number))
         for number, one in enumerate(loaded[0].sources)
         if one is not None
     }

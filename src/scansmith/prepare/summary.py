@@ -93,12 +93,13 @@ def describe(outcome: Outcome, names: Pseudonyms, called: Callable[[Path], str],
         "plan": _sentences(outcome),
         "said": [sentence for sentence in plan.reasons if sentence.startswith(LASTING)],
         "choices": plan.choices(),
-        "ct_windows": [_shared(ledger, outcome.windows, side) for side in (0, 1)],
+        "ct_windows": [_shared(ledger, outcome.windows, side) for side in range(2 + len(plan.sources))],
         "overrides": made | ({"splits": "a table"} if choices.splits else {}),
         "facts": found.facts,
         "fingerprint": {**counts, **found.facts, **_intensities(found, ledger, outcome.splits)},
         "target": _target(plan, outcome.windows),
         "pairs": _pairs(ledger),
+        **({"sources": _sources(plan, ledger, outcome.windows)} if plan.sources else {}),
         "masks": masked if "masks" in plan.layers else None,
         **_odd(outcome, names, called),
         "hash": hashlib.sha256("".join(sorted(columns["sha256"].tolist())).encode()).hexdigest(),
@@ -225,7 +226,7 @@ def _shared(ledger: Ledger, windows: Windows, side: int) -> list[float] | None:
     """The CT window of all scans (side 0) or of their pairs (1), or None."""
     for scan, record in ledger.records.items():
         window = windows[scan][side]
-        if record.windows[side] is None and window is not None:
+        if (*record.windows, *record.source_windows)[side] is None and window is not None:
             return [window.low, window.high]
     return None
 
@@ -282,8 +283,18 @@ def _pairs(ledger: Ledger) -> dict[str, Any] | None:
 def _target(plan: Plan, windows: Windows) -> dict[str, Any] | None:
     if plan.target_modality is None:
         return None
-    units = next(window.units for _, window in windows.values() if window is not None)
+    units = next(maps[1].units for maps in windows.values() if maps[1] is not None)
     return {"modality": plan.target_modality, "channels": plan.target_channels, "units": units}
+
+
+def _sources(plan: Plan, ledger: Ledger, windows: Windows) -> list[dict[str, Any]]:
+    """Of several sources each: {"name", "modality", "units", "pattern", "scans"}, the last how many cases have it."""
+    result = []
+    for number, one in enumerate(plan.sources):
+        units = next(own.units for maps in windows.values() if (own := maps[2 + number]) is not None)
+        count = sum(record.present[number] for record in ledger.records.values())
+        result.append({name: one[name] for name in ("name", "modality", "pattern")} | {"units": units, "scans": count})
+    return result
 
 
 def _mask_values(plan: Plan) -> str:

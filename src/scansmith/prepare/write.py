@@ -249,7 +249,7 @@ def _cases(
     } | {
         names.case(scan.name): {
             "files": [str(file.absolute()) for file in scan.files],
-            "source": [str(file.absolute()) for file in scan.source.files],
+            "source": [str(file.absolute()) for one in (scan.source, *scan.further) for file in one.files],
             "masks": [str(file.absolute()) for mask in scan.masks for file in mask.files],
             "patient": scan.patient,
         }

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .. import conformal, inference
 from ..dataset import Dataset
 from ..pairings import Pairing, Part
-from ..pairings.base import AIR
+from ..pairings.base import AIR, BEND, GAIN, brightened
 from ..runtime import derive_seed
 from . import watch
 from .feed import epochs
@@ -27,8 +27,6 @@ from .recipes import ADVERSARY, Recipe, Values
 
 OUTSIDE = 0.1  # weight of the others: air must be learned, too
 TRIES = 4  # corners that are drawn until a patch is worth learning from
-# A source whose scale is arbitrary, as all but CT, is made brighter or darker, and bent, by so much at most.
-GAIN, BEND = 0.1, 0.3
 # Half of the pairs are turned and magnified or reduced by so much at most: few patients lie in few ways.
 TURNED, ANGLE, SIZE = 0.5, math.radians(12.0), 0.12
 # Images or volumes that are translated at a tick, within `WATCHED` of the run's time, at most and at least. Translating a patch
@@ -56,7 +54,8 @@ class Pairs:
         seen: rows that are translated at a tick, of validation patients, else of training patients.
         reference: "validation" or "train".
         patch: sides of what is learned from at a time.
-        line: (intercept, slope) of the least-squares line from encoded source to encoded target in the body.
+        line: (intercept, slopes) of the least-squares line from encoded source to encoded target in the body, of several sources
+            with one slope for each of `Pairing.regressors`.
         task: of the recipe.
         box: patches a side of what a tick translates of a large volume.
     """
@@ -66,7 +65,7 @@ class Pairs:
     seen: np.ndarray
     reference: str
     patch: tuple[int, ...]
-    line: tuple[float, float]
+    line: tuple[float, ...]
     task: str = "paired"
     box: int = BOX
 
@@ -262,13 +261,6 @@ class Pairs:
                 yield conformal.losses(*joined)
 
 
-def brightened(source: np.ndarray, gain: float, bend: float) -> np.ndarray:
-    """Encoded values v, as u = (v + 1) / 2 above background, become (1 + gain) u ** exp(bend); below it they stay."""
-    above = np.maximum((source + 1.0) / 2.0, 0.0)
-    changed = np.float32(1.0 + gain) * above ** np.float32(math.exp(bend))
-    return np.where(source > -1.0, 2.0 * changed - 1.0, source).astype(np.float32)
-
-
 def turned(count: int, dimensions: int, random: torch.Generator) -> Tensor:
     """(count, n, n + 1) maps of `affine_grid`: about the slice axis by up to `ANGLE`, in size by up to `SIZE`; half are the identity."""
     some = (torch.rand(count, generator=random) < TURNED).float()
@@ -338,9 +330,14 @@ def ticked(recipe: Recipe, patch: Sequence[int], image: Sequence[int]) -> tuple[
     return max(LEAST_TICKED[dimensions], count(box)), box
 
 
-def fitted_line(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
-    """(intercept, slope) of the least-squares line through (n,) values of sources and targets."""
+def fitted_line(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, ...]:
+    """(intercept, slopes) of the least-squares line through (n, R) values of sources and (n,) of targets; the shortest of equals."""
     x, y = (np.concatenate(side).astype(np.float64) for side in zip(*pairs))
+    if x.shape[1] > 1:
+        middle, height = x.mean(axis=0), float(y.mean())
+        slopes = np.linalg.lstsq(x - middle, y - height)[0]
+        return (height - float(middle @ slopes), *slopes.tolist())
+    x = x[:, 0]
     if x.std() == 0.0:
         return float(y.mean()), 0.0
     slope = float(np.cov(x, y, bias=True)[0, 1] / x.var())
@@ -358,7 +355,7 @@ def gather(pairing: Pairing, recipe: Recipe, patch: Sequence[int]) -> Pairs:
     for row in random.permutation(rows)[:LINE_IMAGES]:
         source, target = pairing.source(int(row)), pairing.target(int(row))
         inside = pairing.body(source, target)
-        x, y = pairing.view(source)[inside], pairing.picture(target)[inside]
+        x, y = pairing.regressors(source)[:, inside].T, pairing.picture(target)[inside]
         chosen = random.permutation(len(x))[:LINE_VOXELS]
         drawn.append((x[chosen], y[chosen]))
     of = "validation" if len(validation) else "train"
