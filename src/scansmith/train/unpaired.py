@@ -33,6 +33,15 @@ DIFFERS = 0.15  # in shares of a label, or of the image that is body, from which
 
 
 @dataclass(frozen=True)
+class AsStored(Pairing):
+    """Scans whose values are learned as they are: those of targets are what outputs must get, and each kind may be the target."""
+
+    @property
+    def bendable(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
 class Unpaired:
     """Sources and targets of different patients.
 
@@ -138,15 +147,13 @@ class Unpaired:
     def says(self, network: nn.Module, device: torch.device) -> dict[str, Any]:
         """How scans are brought to the network and its output to units; without pairs there are no bounds."""
         source, target = self.sources.pairing, self.targets.pairing
-        own, _ = source.windows
         wished, _ = target.windows
         info, other = source.data.info, target.data.info
         return {
             "intensity": {"low": wished.low, "high": wished.high, "units": wished.units},
             "familiarity": source.familiar(),
             "translation": {
-                "task": "unpaired", "input": "image", "output": "image",
-                "source": {"modality": info["modality"], "low": own.low, "high": own.high, "units": own.units},
+                **source.about(), "task": "unpaired",
                 "target": {"modality": other["modality"], "channels": int(target.data.shape[0]), "units": wished.units},
                 "patch": list(self.patch), "neighbours": int(info.get("neighbours") or 0), "choices": info["choices"],
                 "line": [0.0, 1.0], "usual_width": None, "calibration": None, "warnings": differences(source.data, target.data),
@@ -167,7 +174,7 @@ def gather(data: Dataset, other: Dataset, recipe: Recipe, patch: Sequence[int]) 
     refuse_unlike(data, other)
     sides, seen = [], []
     for one in (data, other):
-        pairing = Pairing(one)
+        pairing = AsStored(one)
         validation, rows = pairing.rows("validation"), pairing.rows("train")
         reference = validation if len(validation) else rows
         most, box = ticked(recipe, patch, one.shape[1:])
