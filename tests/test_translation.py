@@ -108,8 +108,10 @@ def test_the_loss_is_what_is_written_and_the_bounds_leave_the_middle_alone():
     absolute = ((middle - target).abs() * weight).sum() / share
     rest = (target - lower) * weight, (target - upper) * weight
     bounds = sum(torch.maximum(level * one, (level - 1) * one).sum() / share for level, one in zip((0.05, 0.95), rest))
+    square = ((middle - target).square() * weight).sum() / share
     wanted = (
         absolute
+        + 0.5 * square
         + 0.25 * losses.structural(middle, target, weight)
         + 0.25 * losses.edges(middle, target, weight)
         + bounds
@@ -120,6 +122,7 @@ def test_the_loss_is_what_is_written_and_the_bounds_leave_the_middle_alone():
     middle, *_ = objective.translator(images).unbind(1)
     alone = (
         ((middle - target).abs() * weight).sum() / share
+        + 0.5 * ((middle - target).square() * weight).sum() / share
         + 0.25 * losses.structural(middle, target, weight)
         + 0.25 * losses.edges(middle, target, weight)
     )

@@ -148,6 +148,11 @@ def absolute(made: Tensor, real: Tensor, weight: Tensor) -> Tensor:
     return _mean((made - real).abs(), weight)
 
 
+def squared(made: Tensor, real: Tensor, weight: Tensor) -> Tensor:
+    """mean (made - real)^2 over what counts: where two values are likely, it wants the mean of both, the absolute error the likelier one."""
+    return _mean((made - real).square(), weight)
+
+
 def edges(made: Tensor, real: Tensor, weight: Tensor) -> Tensor:
     """mean |d made - d real| of differences between neighbours along each axis, where both count (Mathieu 2016, eq. 6, with signs)."""
     error = made - real

@@ -316,7 +316,11 @@ def one_scan(
     )
     words = f"{kinds[0]} made from {kinds[1]} by a neural network, not acquired; {made.words}{'; FORCED: ' + judgement.words if judgement and refused else ''}"
     derivation = formats.Derivation(f"scansmith {__version__}", model.hash, WHAT[settings["output"]], words)
-    files = formats.write_derived(source, made.image, out / name, derivation)
+    if settings["output"] == "mask":
+        labels = settings["target"]["labels"]
+        files = formats.write_segmentation(source, made.image, out / name, derivation, labels)
+    else:
+        files = formats.write_derived(source, made.image, out / name, derivation)
     for number, what in enumerate(MAPS, 1):
         image = made.maps.get(what) if maps else None
         if image is None:

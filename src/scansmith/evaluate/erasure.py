@@ -27,7 +27,7 @@ CONTRAST = 4.0  # robust deviations of the tissue around, brighter in every othe
 SIZES = ((6, (4.0, 8.0)), (3, (4.0, 6.0)), (1, (4.0, 4.0)))
 SHOWN = 1.5  # radii that a voxel may be long
 LARGEST = 2.0  # times as large as `SIZES`, where voxels are coarse; beyond, slices are taken one by one
-REFUSED_WORDS = "no lesion could be put into the held-out scans: the body has no room for one of 8 mm and for the places it is compared with"
+NONE = "Lesions: none could be put into the held-out scans, which have no room for one of 8 mm and for the places it is compared with."
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,14 @@ def chosen(count: int) -> set[int]:
 
 
 def tried(
-    pairs: Pairing, rows: np.ndarray, scan: Scan, model: Model, device: torch.device, number: int, seed: int, true: bool = True
+    pairs: Pairing,
+    rows: np.ndarray,
+    scan: Scan,
+    model: Model,
+    device: torch.device,
+    number: int,
+    seed: int,
+    true: bool = True,
 ) -> list[Tried]:
     """Lesions in one scan: in its slices together where they lie beside each other, else in some of them one by one.
 
@@ -226,7 +233,7 @@ def counted(hits: int, count: int) -> dict[str, Any]:
 def sentences(result: dict[str, Any]) -> list[str]:
     """What was found, and what such a lesion is."""
     survival, left, creation = result["survival"], result["left"], result["creation"]
-    low, middle, high = result["diameter"]
+    low, _, high = result["diameter"]
     contrast = result["contrast"]
     size = f"{low:g} to {high:g} {result['diameter_unit']} across"
     strength = f"{contrast['deviations']:g} deviations of the tissue around it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -10,8 +11,7 @@ import torch
 from .. import conformal, inference
 from ..intensity import IntensityMap
 from ..model import Model
-from ..pairings import Pairing
-from ..pairings.scans import Several
+from ..pairings import Pairing, Several
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Scan:
         inside: (D, H, W) bool, the body.
         window: (low, high) of the target in its units.
         line: (D, H, W) what the straight line makes of the source; None where it is not asked for.
+        alike: whether the source can stand for the target as it is.
         spacing: mm between slices, rows and columns, nan where not known.
         runs: stretches of D in which each slice lies beside the next one.
     """
@@ -38,6 +39,7 @@ class Scan:
     inside: np.ndarray
     window: tuple[float, float]
     line: np.ndarray | None = None
+    alike: bool = True
     spacing: tuple[float, float, float] = (np.nan, np.nan, np.nan)
     runs: tuple[slice, ...] = ()
 
@@ -71,9 +73,12 @@ def translated_scan(pairs: Pairing, rows: np.ndarray, model: Model, device: torc
     source, target, middle, lower, upper, inside, line = (stacked(part) for part in parts)
     columns = pairs.data.columns
     spacing = columns["spacing"][rows[0]]
+    alike = not isinstance(pairs, Several) or (
+        pairs.alike is not None and bool(pairs.present(int(rows[0]))[pairs.alike])
+    )
     return Scan(
         str(columns["patient"][rows[0]]), source, target, middle, lower, upper, inside.astype(bool), (window.low, window.high),
-        line, (float(spacing[0]), float(spacing[1]), float(spacing[2])), neighbouring(pairs, rows),
+        line, alike, (float(spacing[0]), float(spacing[1]), float(spacing[2])), neighbouring(pairs, rows),
     )  # fmt: skip
 
 
@@ -105,7 +110,7 @@ def neighbouring(pairs: Pairing, rows: np.ndarray) -> tuple[slice, ...]:
         return tuple(slice(number * depth, (number + 1) * depth) for number in range(len(rows)))
     apart = np.flatnonzero(np.diff(pairs.data.columns["slice"][rows]) != 1) + 1
     edges = [0, *apart.tolist(), len(rows)]
-    return tuple(slice(first, last) for first, last in zip(edges, edges[1:]))
+    return tuple(slice(first, last) for first, last in pairwise(edges))
 
 
 def changed(pairs: Pairing, rows: np.ndarray, number: int, change: np.ndarray) -> np.ndarray:

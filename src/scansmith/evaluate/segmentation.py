@@ -16,7 +16,7 @@ from ..metrics import overlap
 from ..model import Model
 from ..pairings import Pairing, cases_of, one_hot, pairing
 from ..runtime import Progress, choose_device, derive_seed, write_atomic, write_json
-from .translation import FEWEST_PATIENTS, summary
+from .numbers import FEWEST_PATIENTS, summary
 
 METHODS = ("segmentation", "threshold", "atlas")
 LEARNED_ROWS, LEARNED_VOXELS = 64, 16_384  # that the threshold is learned from

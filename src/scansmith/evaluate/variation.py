@@ -34,9 +34,7 @@ def variation(scan: Scan) -> dict[str, float]:
 
 def paired(inside: np.ndarray, axis: int) -> np.ndarray:
     """True where a voxel and the next one along an axis are both inside."""
-    before, after = (
-        inside[(*(slice(None),) * axis, part)] for part in (slice(None, -1), slice(1, None))
-    )
+    before, after = (inside[(*(slice(None),) * axis, part)] for part in (slice(None, -1), slice(1, None)))
     return np.asarray(before & after)
 
 

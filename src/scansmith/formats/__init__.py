@@ -20,7 +20,7 @@ from ..runtime import ordered_map
 from . import bids, dicom, dicomdir, pictures, volumes
 from .archives import SIGNATURES as ZIP_SIGNATURES
 from .archives import name_of, unpack
-from .derived import Derivation, write_derived, write_parametric_map
+from .derived import Derivation, write_derived, write_parametric_map, write_segmentation
 from .dicom_file import tag_number
 from .dicom_masks import Mask
 from .index import UNREADABLE, Entry, Index
@@ -48,6 +48,7 @@ __all__ = [
     "write_derived",
     "write_manifest",
     "write_parametric_map",
+    "write_segmentation",
 ]
 
 # Source.format -> module with

@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -113,6 +113,33 @@ def write_parametric_map(source: Source, image: Image, out: Path, derivation: De
     from . import parametric_map  # highdicom is needed here alone
 
     return parametric_map.write(source, image, Path(out), derivation, meaning)
+
+
+def write_segmentation(
+    source: Source, image: Image, out: Path, derivation: Derivation, labels: Sequence[int]
+) -> list[Path]:
+    """Write a label map: beside a DICOM series with positions as one DICOM Segmentation, `out`.dcm, else as `write_derived` does.
+
+    Args:
+        source: the scan that it was made from.
+        image: as for `write_derived`, whole numbers: 0 and `labels`.
+        out: path without suffix.
+        derivation: what made it.
+        labels: values, rising.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: as `write_derived`; also other values.
+        OSError: full disk or unwritable folder, with the way out.
+    """
+    if source.format != "dicom" or source.affine is None or source.series is None:
+        return write_derived(source, image, out, derivation)
+    _check(source, image)
+    from . import segmentation  # highdicom is needed here alone
+
+    return segmentation.write(source, image, Path(out), derivation, labels)
 
 
 def write_folder(folder: Path, files: Iterable[tuple[str, bytes]]) -> list[Path]:

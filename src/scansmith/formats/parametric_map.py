@@ -55,10 +55,10 @@ def write(source: Source, image: Image, out: Path, derivation: Derivation, meani
         references = source_references(source, headers, image)
         person = person_module(source, headers[0])
         series = series_module(source, headers[0], image, derivation, ParametricMapStorage)
-        planes = _planes(source, image, person)
+        planes = planes_of(source, image, person)
         dataset = _parametric_map(planes, image, series, derivation, meaning)
-        _name_sources(dataset, planes, slices_behind(source, image), references)
-        _without_clock_and_chance(dataset, person)
+        name_sources(dataset, planes, slices_behind(source, image), references)
+        without_clock_and_chance(dataset, person)
         side = {"ImageLaterality": series["ImageLaterality"]}
         for keyword, value in (side | mark_module(source, image, derivation, "")).items():
             setattr(dataset, keyword, value)
@@ -69,9 +69,9 @@ def write(source: Source, image: Image, out: Path, derivation: Derivation, meani
     return [path]
 
 
-def _planes(source: Source, image: Image, person: dict[str, Any]) -> list[Dataset]:
+def planes_of(source: Source, image: Image, person: dict[str, Any]) -> list[Dataset]:
     """Each slice of the source as a single-frame image of its own, also those of a multi-frame file, whose frames
-    highdicom would want in the file's order; `_name_sources` puts class and instance right."""
+    highdicom would want in the file's order; `name_sources` puts class and instance right."""
     i, j, _ = image.array.shape[1:]
     return [
         make_dataset(
@@ -129,7 +129,7 @@ def _parametric_map(
     )
 
 
-def _name_sources(dataset: Any, planes: list[Dataset], behind: list[list[int]], references: list[Dataset]) -> None:
+def name_sources(dataset: Any, planes: list[Dataset], behind: list[list[int]], references: list[Dataset]) -> None:
     """Each frame names its slices, with the frame's number where the source has frames; the whole names each file once.
 
     highdicom sorts the frames, so they are found by their positions.
@@ -149,7 +149,7 @@ def _position(item: Dataset) -> tuple[float, ...]:
     return tuple(float(value) for value in item.ImagePositionPatient)
 
 
-def _without_clock_and_chance(dataset: Any, person: dict[str, Any]) -> None:
+def without_clock_and_chance(dataset: Any, person: dict[str, Any]) -> None:
     """The study's time instead of that of writing, and UIDs that depend on the series instead of random ones."""
     del dataset.InstanceCreationDate, dataset.InstanceCreationTime
     dataset.ContentDate, dataset.ContentTime = person["StudyDate"] or STUDY_DATE, person["StudyTime"] or STUDY_TIME

@@ -29,6 +29,7 @@ SPLIT_LEVELS = {
     "patient": "The split is by patient: no patient is in two splits.",
     "study": "The split is by study: some patients are known by their study alone, so studies of one patient may be in two splits.",
     "image": "The split is by scan: some patients are not known, so scans of one patient may be in two splits.",
+    "slices": "The split is by blocks of slices of one patient: it says nothing about other patients.",
 }
 DTYPES = {
     "uint8": "8-bit whole numbers", "int8": "8-bit whole numbers with sign", "int16": "16-bit whole numbers with sign",
@@ -211,7 +212,7 @@ def notices(dataset: Dataset) -> list[str]:
     said = []
     if burned:
         said.append(f"{count(total(info, 'burned_in', burned), 'scan')} may show text burned into the picture, perhaps a name: look at them before sharing anything.")  # fmt: skip
-    if info.get("split_level") in ("study", "image"):
+    if info.get("split_level") in ("study", "image", "slices"):
         said.append(f"{SPLIT_LEVELS[info['split_level']]} Results on the holdout may look better than they are.")
     if len(dataset) and not len(dataset.rows("holdout")):
         said.append("Nothing is held out: what is learned cannot be judged on unseen scans.")

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..dataset import SPLITS
 from . import copies, text
+from .blocks import NO_STATEMENT, Blocks
 from .fingerprint import Plan, Survey
 from .ledger import Ledger, Pseudonyms
 from .manifest import Near, Windows
@@ -52,6 +53,7 @@ class Outcome:
         words: how the CT windows were chosen, and who was given a split.
         near: near copies.
         left_out: rows that no split uses.
+        blocks: the split of slices, where patients are too few to be left out.
     """
 
     found: Survey
@@ -62,6 +64,12 @@ class Outcome:
     words: list[str]
     near: Near
     left_out: set[int]
+    blocks: Blocks | None = None
+
+    @property
+    def split_level(self) -> str:
+        """What is kept apart: "slices", or that of the plan."""
+        return "slices" if self.blocks and self.blocks.whole else self.found.plan.split_level
 
 
 def describe(outcome: Outcome, names: Pseudonyms, called: Callable[[Path], str], choices: Choices) -> dict[str, Any]:
@@ -88,7 +96,8 @@ def describe(outcome: Outcome, names: Pseudonyms, called: Callable[[Path], str],
         "spacing": None if plan.spacing is None else list(plan.spacing),
         "labels": labels,
         "label_counts": {split: _count(columns, split, labels) for split in SPLITS},
-        "split_level": plan.split_level,
+        "split_level": outcome.split_level,
+        **({"blocked": NO_STATEMENT} if outcome.split_level == "slices" else {}),
         "splits": _split_sizes(columns),
         "plan": _sentences(outcome),
         "said": [sentence for sentence in plan.reasons if sentence.startswith(LASTING)],
@@ -164,7 +173,7 @@ def report(outcome: Outcome, root: Path, info: dict[str, Any]) -> dict[str, Any]
         "report": str(root / "report.html"),
         "scans": len(ledger.records),
         "images": len(ledger.scans),
-        "patients": sum(entry["patients"] for entry in info["splits"].values()),
+        "patients": len(set(outcome.columns["patient"][outcome.columns["split"] != ""].tolist())),
         **{name: info[name] for name in kept},
         "skipped": skipped,
         "duplicates": [

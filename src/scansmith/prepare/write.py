@@ -18,6 +18,7 @@ from .. import dataset as prepared
 from .. import formats
 from ..formats import Index
 from ..runtime import worker_count, write_atomic
+from . import blocks
 from . import labels as label_sources
 from .fingerprint import Survey, least_images, survey
 from .folders import TARGET
@@ -152,7 +153,8 @@ def looked(scans: Path, request: Request) -> Survey:
 
 
 def held_out(root: Path, layer: str = "source") -> list[list[Path]]:
-    """The files of each scan that nothing learns from: the holdout's, or where nothing is held out those of validation.
+    """The files of each scan that nothing learns from: the holdout's, or where nothing is held out those of validation; none of a
+    scan whose other slices train.
 
     Args:
         root: a prepared dataset with its private file beside it.
@@ -161,7 +163,8 @@ def held_out(root: Path, layer: str = "source") -> list[list[Path]]:
     data = prepared.Dataset.open(root)
     rows = next((rows for split in ("holdout", "validation") if len(rows := data.rows(split))), ())
     cases = _read_private(Places.of(root, root).private).get("cases", {})
-    own = dict.fromkeys(str(data.columns["case"][row]) for row in rows)
+    learned = set(data.columns["case"][data.rows("train")].tolist())
+    own = dict.fromkeys(case for row in rows if (case := str(data.columns["case"][row])) not in learned)
     return [[Path(file) for file in cases[case][layer]] for case in own if cases.get(case, {}).get(layer)]
 
 
@@ -212,8 +215,11 @@ def _carry_out(
     )
     windows, window_words = windows_of(plan, ledger, splits)
     columns = columns_of(found, ledger, names, splits, windows, left_out)
-    words = [*window_words, *split_words]
-    outcome = Outcome(found, ledger, columns, splits, windows, words, near, left_out)
+    block = _blocks(found, ledger, columns, request)
+    words = [*window_words, *split_words, *(block.words if block else ())]
+    if block:
+        columns["split"] = block.split
+    outcome = Outcome(found, ledger, columns, splits, windows, words, near, left_out, block)
     info = describe(outcome, names, called, request.choices)
     result = report(outcome, root, info)
     private = {
@@ -232,6 +238,14 @@ def _carry_out(
     write_page(root, opened)
     Journal.forget(places.cache, keep=generation)
     return result
+
+
+def _blocks(found: Survey, ledger: Ledger, columns: dict[str, Any], request: Request) -> blocks.Blocks | None:
+    """Blocks of slices for translation, where there are one or two patients and the user did not say who judges."""
+    plan = found.plan
+    if len(plan.layers) == 1 or plan.stored_dimensions == 3 or request.choices.splits or request.choices.fractions:
+        return None
+    return blocks.blocked(columns, [found.scans[scan].name for scan in ledger.scans], plan.neighbours)
 
 
 def _by_patient(found: Survey, splits: Mapping[int, str]) -> dict[str, str]:

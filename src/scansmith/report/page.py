@@ -276,6 +276,7 @@ def split_words(level: Any) -> str:
         "patient": "by patient: no patient is on two sides",
         "study": "study-level split: some patients are known by their study alone, so studies of one patient may be on two sides",
         "image": "image-level split: no patient is known, so images of one patient may be on two sides",
+        "slices": "blocked slices of one patient: no statement about other patients",
     }.get(str(level), "not known")
 
 

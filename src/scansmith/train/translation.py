@@ -16,7 +16,7 @@ from ..preprocess import Grid
 from .objective import Batch, Objective, Task
 from .recipes import Recipe
 
-STRUCTURE, EDGES = 0.25, 0.25  # weights beside the absolute error
+STRUCTURE, EDGES, SQUARE = 0.25, 0.25, 0.5  # weights beside the absolute error
 LEVELS = (0.05, 0.95)  # quantiles that the bounds learn
 SETTLING = 16  # images that batch norm's statistics are taken from at a time
 # Of a field that says what pairs are apart, in voxels: of its slope, and of what a whole batch is moved alike.
@@ -26,8 +26,8 @@ SMOOTH, CENTRED = 0.1, 0.01
 class Translation(Objective):
     """The translator of one run, and who helps it to learn.
 
-    Its loss is the absolute error in the body, a quarter of 1 - SSIM and of the error of differences between neighbours, and
-    the pinball loss of both bounds (Koenker 1978), which leaves the middle alone.
+    Its loss is the absolute error in the body, a quarter of 1 - SSIM and of the error of differences between neighbours, half the
+    squared error, and the pinball loss of both bounds (Koenker 1978), which leaves the middle alone.
 
     With `recipe.adversary` a discriminator of patches, told the source (Isola 2017), judges the middle once regression has found
     the anatomy. With `recipe.registered` a small network learns what is left between output and target (Kong 2021), and the
@@ -97,6 +97,7 @@ class Translation(Objective):
         middle, lower, upper = planes.unbind(1)
         error = losses.absolute(middle, real, weight)
         loss = error + STRUCTURE * losses.structural(middle, real, weight) + EDGES * losses.edges(middle, real, weight)
+        loss = loss + SQUARE * losses.squared(middle, real, weight)
         still = middle.detach() - middle  # what the bounds say about the middle is not heard
         loss = loss + losses.pinball(lower + still, real, LEVELS[0], weight)
         loss = loss + losses.pinball(upper + still, real, LEVELS[1], weight)
