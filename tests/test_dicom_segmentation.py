@@ -72,3 +72,18 @@ def test_a_label_map_validates(tmp_path):
     image = replace(formats.read(source), array=a_label_map(source), units="label")
     files = formats.write_segmentation(source, image, tmp_path / "map", DERIVATION, [3, 7])
     assert complaints(files) == {"Segmentation"}
+
+
+@pytest.mark.parametrize("where", ["LPS", "flipped", "coronal", "oblique", "tilted"])
+def test_a_label_map_comes_back_through_our_own_reader_as_a_mask_of_its_source(tmp_path, where):
+    source = dicom_source(tmp_path / "source", where)
+    scan = formats.read(source)
+    made = np.random.default_rng(0).choice([0, 0, 3, 7], scan.array.shape).astype(np.uint8)
+    made[..., 1] = 0
+    formats.write_segmentation(source, replace(scan, array=made, units="label"), tmp_path / "out", DERIVATION, [3, 7])
+    (mask,), skipped = formats.discover(tmp_path / "out.dcm")
+    assert not skipped and mask.role == "mask" and mask.frame_of_reference == source.frame_of_reference
+    assert set(source.instances) <= set(mask.refers_to)
+    back = formats.read_mask(mask, source)
+    assert np.array_equal(back.array, np.searchsorted([0, 3, 7], made[0]))
+    assert back.names == {1: "label 3", 2: "label 7"} and back.notes == ()

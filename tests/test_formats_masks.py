@@ -172,6 +172,15 @@ def test_frames_in_any_order_are_placed_by_position(tmp_path):
     assert np.array_equal(read_mask(source_of(path), affine, SHAPE).array, array.transpose(2, 1, 0))
 
 
+@pytest.mark.parametrize("shape", [(7, 5, 6), (9, 11, 7), (13, 7, 5)])
+def test_frames_that_begin_and_end_within_a_byte_are_read(tmp_path, shape):
+    """35, 99 and 91 bits: a frame of 35 that begins at the sixth bit lies in six bytes, though five would hold it."""
+    datasets, affine = image_series(shape=shape)
+    array = two_segments(np.random.default_rng(4), shape)
+    mask = read_mask(source_of(write_seg(tmp_path / "seg", datasets, array)), affine, shape)
+    assert np.array_equal(mask.array, array.transpose(2, 1, 0))
+
+
 def test_where_segments_overlap_the_smaller_wins_and_the_note_counts(tmp_path):
     datasets, affine = image_series()
     array = np.zeros((*SHAPE[::-1], 3), bool)

@@ -12,6 +12,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 from test_pairs import scan
 
 from scansmith import dataset, evaluate, model, pairings, patterns, prepare, train, translate
@@ -30,13 +31,14 @@ RECIPE = replace(RECIPES["fidelity"], width=4, batch=4, images=64, threads=1, tr
 
 
 def write_case(folder: Path, number: int, lacking: tuple[str, ...] = (), scale: float = 1.0) -> None:
-    """T1, FLAIR = 1000 - T1 and T2 = T1 + 2 FLAIR inside a ball, 0 outside; every patient is different."""
+    """T1, FLAIR = 1000 - T1 and T2 = T1 + 2 FLAIR inside an ellipsoid, 0 outside; every patient is different."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(number)
     axes = np.meshgrid(*(np.linspace(-1, 1, side) for side in SIZE), indexing="ij")
-    wave = np.prod([np.cos(random.uniform(1, 4) * axis + random.uniform(0, 6)) for axis in axes], axis=0)
-    inside = sum(axis**2 for axis in axes) < 0.9
-    t1 = np.rint(500 + 300 * wave)
+    wave = gaussian_filter(random.normal(size=SIZE), 2.0)
+    middle, radius = (*random.uniform(-0.2, 0.2, 2), 0.0), (*random.uniform(0.6, 1.0, 2), 1.0)
+    inside = sum(((axis - m) / r) ** 2 for axis, m, r in zip(axes, middle, radius)) < 0.9
+    t1 = np.rint(500 + 300 * wave / np.abs(wave).max())
     for name, values in (("T1", t1), ("FLAIR", 1000 - t1), ("T2", t1 + 2 * (1000 - t1))):
         if name not in lacking:
             place = np.diag([2.0 * scale, 2.0 * scale, 3.0 * scale, 1.0])
@@ -51,10 +53,16 @@ def write_cases(root: Path, lacking: dict[int, tuple[str, ...]], count: int = 6)
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> tuple[Path, Path]:
-    """Six cases, one without T1, one without FLAIR; and their dataset."""
+    """Eight cases, two without T1, two without FLAIR, one of each held out; and their dataset."""
     root = tmp_path_factory.mktemp("sources")
-    scans = write_cases(root / "scans", {1: ("T1",), 4: ("FLAIR",)})
-    prepare(scans, root / "data", pairs=PATTERNS, modality="MR", workers=1)
+    scans = write_cases(root / "scans", {1: ("T1",), 4: ("FLAIR",), 6: ("T1",), 7: ("FLAIR",)}, count=8)
+    table = root / "splits.csv"
+    splits = {0: "train", 1: "train", 2: "train", 3: "validation", 4: "train", 5: "holdout", 6: "holdout", 7: "holdout"}
+    first = {1: "FLAIR", 6: "FLAIR"}
+    lines = [f"case{k}/{first.get(k, 'T1')}.nii.gz,{split}" for k, split in splits.items()]
+    table.write_text("\n".join(["file,split", *lines]))
+    asked = json.dumps({"splits": str(table), "crop": "none"})
+    prepare(scans, root / "data", pairs=PATTERNS, modality="MR:MR", plan=asked, workers=1)
     return scans, root / "data"
 
 
@@ -159,7 +167,7 @@ def test_sources_of_two_kinds_in_one_column_or_colour_are_refused():
 
 def test_every_source_is_stored_on_one_grid_to_the_bit_and_a_missing_one_is_marked(prepared):
     data, _ = opened(prepared)
-    assert [(one["name"], one["modality"], one["scans"]) for one in data.info["sources"]] == [("T1", "MR", 5), ("FLAIR", "MR", 5)]  # fmt: skip
+    assert [(one["name"], one["modality"], one["scans"]) for one in data.info["sources"]] == [("T1", "MR", 6), ("FLAIR", "MR", 6)]  # fmt: skip
     assert set(data.info["layers"]) == {"images", "targets", "source2"}
     seen = Counter()
     for row in range(0, len(data), 7):
@@ -369,7 +377,9 @@ def test_any_set_of_sources_is_translated_in_the_place_of_the_first_and_what_was
     found = translate(learned, scans, tmp_path / "out", device="cpu")
     assert found["missing"] == {"case2/FLAIR": ["T1"], "case3/T1": ["FLAIR"]}
     assert sorted(found["files"]) == ["case0/T1", "case2/FLAIR", "case3/T1"]
-    assert len(found["skipped"]) == 1 and found["skipped"][0].startswith("notes.nii.gz: expected one of T1 (*T1*), FLAIR")
+    assert len(found["skipped"]) == 1 and found["skipped"][0].startswith(
+        "notes.nii.gz: expected one of T1 (*T1*), FLAIR"
+    )
     for name in found["files"]:
         made, own = nibabel.load(tmp_path / "out" / f"{name}.nii.gz"), nibabel.load(scans / f"{name}.nii.gz")
         assert made.shape == own.shape and np.array_equal(made.affine, own.affine)
@@ -394,7 +404,9 @@ def test_what_is_written_says_what_it_was_made_from(prepared, learned, tmp_path)
     assert written[0].startswith("MR made from FLAIR (MR), without T1 (MR), which was missing by a neural network")
 
 
-def test_what_is_translated_from_one_source_is_what_the_network_makes_with_the_other_missing(prepared, learned, tmp_path):
+def test_what_is_translated_from_one_source_is_what_the_network_makes_with_the_other_missing(
+    prepared, learned, tmp_path
+):
     """The stored row with one source hidden, and the file alone, come to the same values."""
     data, pairing = opened(prepared)
     scans = copied(prepared[0], tmp_path / "scans", {"case0": ("T1",)})
@@ -407,14 +419,15 @@ def test_what_is_translated_from_one_source_is_what_the_network_makes_with_the_o
     compared = 0
     for row in np.flatnonzero(data.columns["present"][:, 0]):
         stored, k = data.sources(int(row))[0], int(data.columns["slice"][row])
-        if not np.array_equal(np.sort(stored.ravel()), np.sort(own[:, :, k].ravel())):
+        # At the ends empty slices are not stored, and the nearest stands in.
+        if not 5 <= k <= 14 or not np.array_equal(np.sort(stored.ravel()), np.sort(own[:, :, k].ravel())):
             continue
         middle = inference.translate(translator.generator, alone.source(int(row)), translator.config["translation"]["patch"], "cpu")[0]  # fmt: skip
         window = translator.intensity
         there = (middle[0] + 1) / 2 * (window.high - window.low) + window.low
-        np.testing.assert_allclose(np.sort(there.ravel()), np.sort(made[:, :, k].ravel()), atol=2.0)
+        np.testing.assert_allclose(np.sort(there.ravel()), np.sort(made[:, :, k].ravel()), atol=1.0)
         compared += 1
-    assert compared >= 10
+    assert compared == 10
 
 
 def test_a_source_unlike_those_learned_from_refuses_the_case_by_name(prepared, learned, tmp_path):
@@ -432,12 +445,10 @@ def test_evaluation_says_what_each_set_of_sources_gives(prepared, learned, tmp_p
     found = evaluate(prepared[1], learned, tmp_path / "out", device="cpu")
     table = {tuple(one["sources"]): one for one in found["sources"]["table"]}
     assert set(table) == {("T1", "FLAIR"), ("T1",), ("FLAIR",)}
-    data = Dataset.open(prepared[1])
-    rows = data.rows("holdout")
-    for number, name in enumerate(("T1", "FLAIR")):
-        cases = data.columns["case"][rows[data.columns["present"][rows][:, number]]]
-        assert table[name,]["cases"] == len(set(cases.tolist())) and table[name,]["mae"]["value"] > 0
-    assert "identity" in found["metrics"]
+    assert [table[one]["cases"] for one in (("T1", "FLAIR"), ("T1",), ("FLAIR",))] == [1, 2, 2]
+    assert all(one["mae"]["value"] > 0 for one in table.values())
+    assert len(found["metrics"]["translation"]["mae"]["each"]) == 3
+    assert len(found["metrics"]["identity"]["mae"]["each"]) == 2  # one case has no T1
     assert any(line.startswith("Identity is T1") for line in found["words"])
 
 
@@ -537,8 +548,12 @@ def test_one_patient_is_split_by_blocks_two_and_three_by_patient_and_it_is_said(
     assert not seen["train"] & seen["validation"] and not seen["validation"] & seen["holdout"]
     assert held_out(tmp_path / "data1") == []  # no file was left out of learning
     two, data = found[2]
-    sides = {name: set(data.columns["patient"][data.rows(name)].tolist()) for name in ("train", "validation", "holdout")}
-    assert sides["train"] == sides["validation"] and not sides["train"] & sides["holdout"] and len(sides["holdout"]) == 1
+    sides = {
+        name: set(data.columns["patient"][data.rows(name)].tolist()) for name in ("train", "validation", "holdout")
+    }
+    assert (
+        sides["train"] == sides["validation"] and not sides["train"] & sides["holdout"] and len(sides["holdout"]) == 1
+    )
     assert "blocked" not in data.info and any("validation by blocked slices" in line for line in two["plan"])
     assert len(held_out(tmp_path / "data2")) == 1
     _, data = found[3]

@@ -64,6 +64,8 @@ PLACES = {0x00209057, 0x00200032, 0x00209056, 0x00209113}
 DIMENSIONS = 6
 ITEM, BIG_ITEM = b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"
 MOST_FRAGMENTS = 2**20
+UNDEFINED = 0xFFFFFFFF  # length of an element that ends with a delimiter
+FRAGMENTS = "expected Pixel Data (7FE0,0010) of defined length in an uncompressed file, found fragments: its transfer syntax (0002,0010) is wrong"
 Span = list[tuple[int, int]]
 
 
@@ -184,17 +186,37 @@ def frame_reader(stream: BinaryIO, dataset: Any, frame_bytes: int, encapsulated:
     start = stream.tell()
     if not encapsulated:
         swapped = str(dataset.file_meta.TransferSyntaxUID) == "1.2.840.10008.1.2.2" and vr == b"OW"
-        if length == 0xFFFFFFFF:
-            raise FormatError(
-                "expected Pixel Data (7FE0,0010) of defined length in an uncompressed file, found fragments: its transfer syntax (0002,0010) is wrong"
-            )
+        if length == UNDEFINED:
+            raise FormatError(FRAGMENTS)
         return partial(_native_frame, stream, start, frame_bytes, swapped and dataset.BitsAllocated == 8)
-    if length != 0xFFFFFFFF:
+    if length != UNDEFINED:
         raise FormatError(
             "expected compressed fragments in Pixel Data (7FE0,0010), found one uncompressed block: the transfer syntax (0002,0010) is wrong"
         )
     spans = _spans(stream, dataset, count)
     return lambda number: b"".join(_read(stream, position, size) for position, size in spans[number])
+
+
+def bit_reader(stream: BinaryIO, dataset: Any, pixels: int) -> Callable[[int], np.ndarray]:
+    """Frame number -> its uncompressed single bits (pixels,), uint8; a frame may begin and end within a byte (PS3.5 8.1.1).
+
+    The stream stands at the element of Pixel Data. pydicom 3.0.2 leaves out the last byte of a frame that lies in one more than
+    it has bytes.
+
+    Raises:
+        FormatError: as `frame_reader`.
+    """
+    _, length = _pixel_element(stream, str(dataset.file_meta.TransferSyntaxUID) == "1.2.840.10008.1.2.2")
+    if length == UNDEFINED:
+        raise FormatError(FRAGMENTS)
+    start = stream.tell()
+
+    def bits(number: int) -> np.ndarray:
+        byte, before = divmod(number * pixels, 8)
+        packed = _read(stream, start + byte, (before + pixels + 7) // 8)
+        return np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")[before : before + pixels]
+
+    return bits
 
 
 def _pixel_element(stream: BinaryIO, big: bool) -> tuple[bytes, int]:

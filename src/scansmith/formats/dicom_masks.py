@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .dicom_file import Header, pixel_stream, read_header
-from .dicom_frames import frame_reader
+from .dicom_frames import bit_reader, frame_reader
 from .dicom_pixels import MAX_PIXELS, RLE, UNCOMPRESSED, frame_count, stored_frames
 from .source import LPS_TO_RAS, MAX_VOXELS, FormatError, Source, explain
 
@@ -520,16 +520,15 @@ def _planes(file: Path, header: Header, order: list[int]) -> Iterator[np.ndarray
 
 def _decoded(file: Path, header: Header, order: list[int]) -> Iterator[np.ndarray]:
     """Stored values of frames; single bits, and frames that are deflated, are decoded here."""
-    from pydicom.pixels import iter_pixels
-
     dataset = header.dataset
     syntax, bits = str(dataset.file_meta.TransferSyntaxUID), int(dataset.BitsAllocated)
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     size = (rows * columns * bits + 7) // 8
     if bits == 1 and syntax in UNCOMPRESSED:
-        # A frame may begin within a byte (PS3.5 8.1.1), which pydicom knows.
         with pixel_stream(file, header, size * frame_count(dataset)) as stream:
-            yield from iter_pixels(stream, indices=order, raw=True)
+            packed = bit_reader(stream, dataset, rows * columns)
+            for index in order:
+                yield packed(index).reshape(rows, columns)
     elif syntax != DEFLATED_FRAMES and not (syntax == RLE and bits == 1):
         yield from stored_frames(file, header, order, [])
     else:
