@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import nibabel
@@ -31,13 +32,13 @@ RECIPE = replace(RECIPES["fidelity"], width=4, batch=4, images=64, threads=1, tr
 
 
 def write_case(folder: Path, number: int, lacking: tuple[str, ...] = (), scale: float = 1.0) -> None:
-    """T1, FLAIR = 1000 - T1 and T2 = T1 + 2 FLAIR inside an ellipsoid, 0 outside; every patient is different."""
+    """T1, FLAIR = 1000 - T1 and T2 = T1 + 2 FLAIR inside a cylinder, 0 outside; every patient is different."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(number)
     axes = np.meshgrid(*(np.linspace(-1, 1, side) for side in SIZE), indexing="ij")
     wave = gaussian_filter(random.normal(size=SIZE), 2.0)
-    middle, radius = (*random.uniform(-0.2, 0.2, 2), 0.0), (*random.uniform(0.6, 1.0, 2), 1.0)
-    inside = sum(((axis - m) / r) ** 2 for axis, m, r in zip(axes, middle, radius)) < 0.9
+    middle, radius = random.uniform(-0.2, 0.2, 2), random.uniform(0.6, 1.0, 2)
+    inside = sum(((axis - m) / r) ** 2 for axis, m, r in zip(axes[:2], middle, radius)) < 0.9
     t1 = np.rint(500 + 300 * wave / np.abs(wave).max())
     for name, values in (("T1", t1), ("FLAIR", 1000 - t1), ("T2", t1 + 2 * (1000 - t1))):
         if name not in lacking:
@@ -193,13 +194,21 @@ def test_every_source_is_stored_on_one_grid_to_the_bit_and_a_missing_one_is_mark
     assert data.source_intensity(a_row(data, (True, True)), 1).units == "a.u."
 
 
-def test_a_source_that_cannot_be_read_is_missing_and_listed_and_the_case_stays(tmp_path):
-    scans = write_cases(tmp_path / "scans", {}, count=3)
-    (scans / "case1" / "FLAIR.nii.gz").write_bytes((scans / "case1" / "FLAIR.nii.gz").read_bytes()[:9000])
+def test_a_source_that_cannot_be_used_is_missing_and_listed_and_the_case_stays(tmp_path):
+    """One file is cut off, one shows another region."""
+    scans = write_cases(tmp_path / "scans", {}, count=4)
+    cut, away = (scans / case / "FLAIR.nii.gz" for case in ("case1", "case2"))
+    cut.write_bytes(cut.read_bytes()[:9000])
+    place = np.diag([2.0, 2.0, 3.0, 1.0])
+    place[0, 3] = 900.0
+    nibabel.save(nibabel.Nifti1Image(np.asarray(nibabel.load(away).dataobj), place), away)
     found = prepare(scans, tmp_path / "data", pairs=PATTERNS, modality="MR", workers=1)
     data = Dataset.open(tmp_path / "data")
-    assert Counter(map(tuple, data.columns["present"].tolist())).keys() == {(True, True), (True, False)}
-    assert ["case1" in entry["file"] and "taken as missing" in entry["reason"] for entry in found["skipped"]] == [True]
+    cases = {case: tuple(here) for case, here in zip(data.columns["case"].tolist(), data.columns["present"].tolist())}
+    assert sorted(cases.values()) == [(True, False)] * 2 + [(True, True)] * 2
+    reasons = {Path(entry["file"]).parent.name: entry["reason"] for entry in found["skipped"]}
+    assert reasons.keys() == {"case1", "case2"}
+    assert reasons["case2"].startswith("this source is taken as missing: expected two scans of one region")
 
 
 def test_a_dataset_of_several_sources_grows_keeps_its_rows_and_refuses_other_sources(tmp_path):
@@ -502,7 +511,7 @@ def test_blocks_are_contiguous_and_no_slice_is_near_two_of_them():
         found = blocks.cut(places, step, gap, ("train", "validation", "holdout"))
         used = [places[found == name] for name in ("train", "validation", "holdout")]
         assert all(len(own) for own in used)
-        for before, after in zip(used, used[1:]):
+        for before, after in pairwise(used):
             assert after.min() - before.max() >= gap
         for own in used:
             np.testing.assert_allclose(np.diff(own), step)

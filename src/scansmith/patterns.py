@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -111,14 +111,18 @@ def _which(about: Sequence[Mapping[str, Any]], sources: Sequence[Source], names:
 def _by_name(
     about: Sequence[Mapping[str, Any]], which: Mapping[int, int], sources: Sequence[Source], names: Sequence[str]
 ) -> dict[int, Hashable]:
-    """Scan -> what its pattern's wildcards match; without a pattern its folder and the words that do not name the source."""
+    """Scan -> what its pattern's wildcards match; without a pattern its folder, and where that holds several cases the words that do not name the source."""
     result: dict[int, Hashable] = {}
     for number, one in enumerate(about):
         found = keys(one["pattern"], sources, names) if one["pattern"] else {}
         result |= {scan: key for key, scans in found.items() for scan in scans if which[scan] == number}
-    for scan in which.keys() - result.keys():
+    unmatched = sorted(which.keys() - result.keys())
+    folders = {scan: _folder(sources[scan], names[scan]) for scan in unmatched}
+    counts = Counter((folders[scan], which[scan]) for scan in unmatched)
+    crowded = {folder for (folder, _), count in counts.items() if count > 1}
+    for scan in unmatched:
         rest = words_of(_called(sources[scan], names[scan])) - words_of(about[which[scan]]["name"])
-        result[scan] = (_folder(sources[scan], names[scan]), *sorted(rest))
+        result[scan] = (folders[scan], *(sorted(rest) if folders[scan] in crowded else ()))
     return result
 
 

@@ -121,7 +121,8 @@ def changed(pairs: Pairing, rows: np.ndarray, number: int, change: np.ndarray) -
     place = {int(row): k for k, row in enumerate(rows)}
     for block, row in zip(np.split(source, pairs.slices), near):
         depth = pairs.data.shape[1]
-        k = place[int(row)]
+        if (k := place.get(int(row))) is None:  # a slice of no split stays as it is
+            continue
         block[showing(pairs, block)] += change[k] if flat else change[k * depth : (k + 1) * depth]
     return source
 

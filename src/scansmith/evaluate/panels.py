@@ -115,7 +115,7 @@ def drawn(one: Slice, settings: Mapping[str, Any], units: str) -> bytes:
     low, high = ends(one.reference[one.inside])
     difference = one.output - one.reference
     most = float(np.quantile(np.abs(difference[one.inside]), 0.99)) if one.inside.any() else 0.0
-    window = f"{low:.3g} to {high:.3g} {units}"
+    window = f"{short(low)} to {short(high)} {units}"
     grey: dict[str, Any] = {"cmap": "gray", "vmin": low, "vmax": high}
     first, last = ends(one.source[one.inside])
     panels: list[tuple[str, np.ndarray, dict[str, Any]]] = [
@@ -155,8 +155,13 @@ def panel(
         bar = figure.colorbar(shown, cax=inner, orientation="horizontal", ticks=[options["vmin"], options["vmax"]])
         tone = "white" if options["cmap"] == "magma" else INK
         bar.ax.tick_params(labelsize=LETTERS - 1.0, colors=tone, length=0, pad=1)
-        bar.ax.set_xticklabels([f"{options['vmin']:.3g}".replace("-", "−"), f"{options['vmax']:.3g}"])
+        bar.ax.set_xticklabels([short(options["vmin"]), short(options["vmax"])])
         bar.outline.set_visible(False)
+
+
+def short(value: float) -> str:
+    """ "−1,024", "0.25"."""
+    return (f"{value:,.0f}" if abs(value) >= 100.0 else f"{value:.3g}").replace("-", "−")
 
 
 def bounds_title(settings: Mapping[str, Any], units: str) -> str:

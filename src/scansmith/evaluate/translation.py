@@ -39,6 +39,7 @@ __all__ = ["TISSUES", "Scan", "evaluate_translation", "judged", "shares_outside"
 
 QUANTILES = np.linspace(0.0, 1.0, 257)
 LEARNED_ROWS, LEARNED_VOXELS = 64, 4096  # that the histograms are learned from
+LEVEL = 0.01  # share of familiar patients that may be refused
 JUDGED_AS = {"unpaired": "paired"}  # task of a model -> whose sources and targets it is judged on
 UNLESIONED = ("paint",)  # tasks whose sources are label maps
 METHODS = ("translation", "line", "histogram", "identity")
@@ -100,6 +101,8 @@ def evaluate_translation(
     patients = len(tally.metrics["translation"]["mae"])
     result = {
         "task": "translation", "translation": settings["task"], "split": split, "patients": patients, "units": units, "model": model.hash,
+        "source": {name: settings["source"][name] for name in ("modality", "units")},
+        "target": {name: settings["target"][name] for name in ("modality", "units")},
         "seed": seed, "split_level": data.info.get("split_level"),
         "metrics": {method: summaries(names, seed) for method, names in tally.metrics.items()},
         "coverage": calibration and summaries(inside(tally.outside), seed),
@@ -107,7 +110,7 @@ def evaluate_translation(
         "constant": beside and beside.result(seed),
         "variation": summaries(tally.ratios, seed),
         "lesions": lesions(tally, pairs, model),
-        "familiar": familiar(tally.refused),
+        "familiar": familiar(tally.refused, model),
         "pictures": worst.draw(out, settings, units),
     }  # fmt: skip
     if isinstance(pairs, Several):
@@ -211,12 +214,17 @@ def lesions(tally: Tally, pairs: Pairing, model: Model) -> dict[str, Any] | None
     return erasure.summarised(found, sum(bool(each) for each in tally.lesions), own["units"], span, known)
 
 
-def familiar(refused: list[tuple[str, ...]]) -> dict[str, Any] | None:
+def familiar(refused: list[tuple[str, ...]], model: Model) -> dict[str, Any] | None:
     """How many held-out scans the model would refuse, and why; None where it refuses none ever."""
     if not refused:
         return None
     why = dict.fromkeys(reason for each in refused for reason in each)
-    return {"scans": len(refused), "refused": sum(bool(each) for each in refused), "reasons": list(why)[:8]}
+    learned = model.config["familiarity"] or model.config["translation"]["sources"][0]["familiarity"]
+    count, needed = len(learned["scores"]), familiarity.patients_needed(LEVEL)
+    return {
+        "scans": len(refused), "refused": sum(bool(each) for each in refused), "reasons": list(why)[:8],
+        "calibration_patients": count, "needed": needed, "level": LEVEL,
+    }  # fmt: skip
 
 
 def words(result: Mapping[str, Any]) -> list[str]:

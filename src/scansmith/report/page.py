@@ -471,15 +471,17 @@ def act_rows(acts: list[dict[str, Any]]) -> dict[str, Any]:
     return {"rows": shown[-MOST_ACTS:], "left_out": max(0, len(shown) - MOST_ACTS)}
 
 
-def curves(ticks: list[dict[str, Any]], acts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One chart for every entry of `CURVES` that the log has values of; acts of the watchman are marked in each."""
+def curves(
+    ticks: list[dict[str, Any]], acts: list[dict[str, Any]], asked: list[dict[str, Any]] = CURVES
+) -> list[dict[str, Any]]:
+    """One chart for every entry asked for that the log has values of; acts of the watchman are marked in each."""
     result = []
     reference = {"train": "one half of the training images", "validation": "the validation images"}.get(
         ticks[-1].get("reference", "") if ticks else "", "real images"
     )
     thousands = bool(ticks) and ticks[-1]["images"] >= 5000
     marks = sorted({act["images"] / (1000 if thousands else 1) for act in acts})
-    for curve in CURVES:
+    for curve in asked:
         series = []
         for key, label, colour in curve["keys"]:
             points = [
