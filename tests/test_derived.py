@@ -708,6 +708,27 @@ def test_colours_are_refused(tmp_path):
         write_derived(source, read(source), tmp_path / "out", DERIVATION)
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
+def test_a_label_map_of_a_photograph_in_colours_is_a_grey_picture_of_the_same_values(tmp_path, name):
+    from PIL import Image as Picture
+
+    Picture.fromarray(values(0, 255, np.uint8, (5, 7, 3))).save(tmp_path / name)
+    source = one(tmp_path / name)
+    made = np.random.default_rng(0).choice([0, 3, 255], (1, 7, 5, 1)).astype(np.uint8)
+    image = replace(read(source), array=made, units="label")
+    (path,) = formats.write_segmentation(source, image, tmp_path / "out", DERIVATION, [3, 255])
+    assert path.name == "out.png" and np.array_equal(np.asarray(Picture.open(path)), made[0, ..., 0].T)
+
+
+def test_a_grey_scan_is_not_put_behind_the_header_of_a_coloured_volume(tmp_path):
+    colours = nibabel.Nifti1Image(values(0, 255, np.uint8, (7, 5, 4, 1, 3)), np.eye(4))
+    nibabel.save(colours, tmp_path / "a.nii")
+    source = one(tmp_path / "a.nii")
+    assert source.channels == 3
+    with pytest.raises(ValueError, match="colours"):
+        write_derived(source, replace(read(source), array=values(0, 9, np.uint8)), tmp_path / "out", DERIVATION)
+
+
 def test_a_series_is_written_as_a_whole_or_not_at_all(tmp_path):
     source = dicom_source(tmp_path / "mr")
     image = ct_like(source)

@@ -11,6 +11,8 @@ from pydicom.uid import SegmentationStorage
 from test_derived import DERIVATION, NEED_DCIODVFY, complaints, dicom_source, multi_frame_source
 
 from scansmith import formats
+from scansmith.formats import dicom_masks
+from scansmith.image import Image
 
 
 def a_label_map(source: formats.Source) -> np.ndarray:
@@ -87,3 +89,21 @@ def test_a_label_map_comes_back_through_our_own_reader_as_a_mask_of_its_source(t
     back = formats.read_mask(mask, source)
     assert np.array_equal(back.array, np.searchsorted([0, 3, 7], made[0]))
     assert back.names == {1: "label 3", 2: "label 7"} and back.notes == ()
+
+
+@NEED_DCIODVFY
+@pytest.mark.parametrize(("modality", "channels"), [("DX", 1), ("CR", 1), ("OT", 3)])
+def test_a_film_and_a_photograph_get_a_segmentation_pixel_for_pixel(tmp_path, modality, channels):
+    array = np.random.default_rng(0).integers(0, 255, (channels, 7, 5, 1)).astype(np.uint8)
+    film = Image(array, np.eye(4), modality, spacing_known=modality == "DX")
+    formats.write(film, tmp_path / "film", "dicom", formats.Marking("scanner", "ab", 0, 0))
+    (source,), _ = formats.discover(tmp_path / "film.dcm")
+    assert source.affine is None and source.channels == channels
+    made = np.random.default_rng(1).choice([0, 3, 7], (1, 7, 5, 1)).astype(np.uint8)
+    image = replace(formats.read(source), array=made, units="label")
+    (path,) = formats.write_segmentation(source, image, tmp_path / "out", DERIVATION, [3, 7])
+    assert complaints([path]) == {"Segmentation"}
+    (mask,), _ = formats.discover(path)
+    assert set(source.instances) <= set(mask.refers_to)
+    back = dicom_masks.read_mask(mask, np.eye(4), source.shape, source)
+    assert np.array_equal(back.array, np.searchsorted([0, 3, 7], made[0]))

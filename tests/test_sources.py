@@ -590,3 +590,12 @@ def test_real_patients_are_left_out_where_there_are_two(shared_data, tmp_path):
     assert len(set(data.columns["patient"][data.rows("holdout")].tolist())) == 1
     last, first = (data.columns["slice"][data.rows(name)] for name in ("train", "validation"))
     assert min(abs(int(a) - int(b)) for a in last for b in first) > 3
+
+
+def test_evaluation_of_one_patient_says_that_it_says_nothing_of_others(prepared, learned, tmp_path):
+    """The model of several patients, on the slices of one."""
+    write_case(tmp_path / "scans" / "case", 30, ())
+    prepare(tmp_path / "scans", tmp_path / "data", pairs=PATTERNS, modality="MR:MR", plan='{"crop": "none"}', workers=1)
+    found = evaluate(tmp_path / "data", learned, tmp_path / "out", device="cpu")
+    assert found["split"] == "holdout" and found["patients"] == 1
+    assert "Blocked slices of one patient: no statement about other patients." in found["words"]

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from test_pairings import make_scans
+from test_translation import make_pairs
 
-from scansmith import dataset, losses, model, train
+from scansmith import dataset, evaluate, losses, model, pairings, train
 from scansmith.image import Image
 from scansmith.networks.resnet import ResNet
 from scansmith.preprocess import Grid
-from scansmith.train import unpaired
+from scansmith.runtime import Progress
+from scansmith.train import loop, stage, unpaired
 from scansmith.train.contrastive import middle_of
 from scansmith.train.cycle import coarsened
 from scansmith.train.objective import Batch, Task
@@ -133,6 +135,28 @@ def test_what_is_turned_back_is_blurred_and_noisy():
     np.testing.assert_allclose(coarsened(point, batch)[:, 0, 15:18, 15:18] - noise[:, 0, 15:18, 15:18], 1.0, atol=1e-5)
 
 
+class Same(torch.nn.Module):
+    """A translator that changes nothing."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, None]
+
+
+def test_translators_that_change_nothing_lose_only_what_is_blurred_and_the_judges_scores():
+    objective, batch = an_objective("cycle"), a_batch()
+    objective.translators.there = objective.translators.back = Same()
+    loss, logged = objective.translators_loss(batch)
+    blurred = sum((coarsened(one, batch) - one).abs().mean() for one in (batch.images, batch.target))
+    judges = objective.discriminators
+    fooled = sum(
+        (judge(image) - 1.0).square().mean() / 2.0
+        for judge, image in ((judges.of_targets, batch.images), (judges.of_sources, batch.target))
+    )
+    assert float(logged["same"]) == 0.0
+    torch.testing.assert_close(logged["cycle"], blurred)
+    torch.testing.assert_close(loss, fooled + 10.0 * blurred)
+
+
 def test_a_way_back_needs_equal_channels():
     with pytest.raises(
         ValueError, match=r"expected as many channels in both kinds .* found 5 and 1: use the recipe contrastive"
@@ -152,6 +176,15 @@ def test_a_batch_depends_on_seed_and_step_and_processes_share_it(both):
     parts = [data.draw(RECIPE, 3, Group(rank, 2), now) for rank in (0, 1)]
     assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
     assert torch.equal(torch.cat([part.target for part in parts]), whole.target)
+
+
+def test_values_of_neither_kind_are_changed(both):
+    data = unpaired.gather(*(dataset.Dataset.open(one) for one in both), RECIPE, (40, 48))
+    for side in (data.sources, data.targets):
+        assert pairings.Pairing(data.sources.pairing.data).bendable
+        patch, _, _ = side.cut(1, np.random.default_rng(0))
+        stored = side.pairing.source(1)
+        assert any(np.array_equal(patch, one) for one in (stored, stored[..., ::-1]))
 
 
 def test_equal_sets_are_no_distance_apart_and_others_are(both):
@@ -206,3 +239,52 @@ def test_a_model_is_learned_and_used_and_the_way_back_is_another(name, both, tmp
     if name == "cycle":
         back = model.load(tmp_path / "run" / "inverse")
         assert back.config["translation"]["source"]["modality"] == "CT" and back.intensity.units == "a.u."
+
+
+def without_sources(root: Path, pairs: dataset.Dataset) -> dataset.Dataset:
+    """The targets of a dataset of pairs as scans of their own."""
+    columns = pairs.columns | {"low": pairs.columns["target_low"], "high": pairs.columns["target_high"]}
+    columns["units"] = np.full(len(columns["units"]), "HU")
+    writer = dataset.Writer(root, {"images": (np.dtype(np.int16), pairs.shape)})
+    for row in range(len(columns["units"])):
+        writer.add({"images": pairs.target(row)[None]})
+    kept = ("labels", "spacing", "source_format", "hash", "neighbours", "choices")
+    writer.finish({name: pairs.info[name] for name in kept} | {"modality": "CT", "units": "HU"}, columns)
+    return dataset.Dataset.open(root)
+
+
+def fitted(name: str, root: Path, run: str, images: int, deadline_s: float = 1e9, width: int = 8):
+    """(dataset of pairs, feed, recipe, objective, averaged model, outcome) of a run on sources of pairs and their shuffled, inverted targets."""
+    pairs = dataset.Dataset.open(root / "pairs" if (root / "pairs").is_dir() else make_pairs(root / "pairs"))
+    other = dataset.Dataset.open(root / "ct") if (root / "ct").is_dir() else without_sources(root / "ct", pairs)
+    recipe = replace(
+        RECIPES[name], width=width, images=images, ticks=2, threads=1, train_images=20, target=32,
+        learning_rate=2e-3, learning_rate_end=5e-4,
+    )  # fmt: skip
+    data = unpaired.gather(pairs, other, recipe, (32, 32))
+    torch.manual_seed(0)
+    objective = OBJECTIVES[name](recipe, Task(1, (40, 48), 0, 20, made=1), Grid.patch((40, 48), 32))
+    progress = Progress("test", images, quiet=True)
+    best, outcome = loop.fit(objective, recipe, data, root / run, Group(), deadline_s, progress)
+    return pairs, data, recipe, objective, best, outcome
+
+
+@pytest.mark.parametrize("name", ["contrastive", "cycle"])
+def test_a_run_that_was_cut_goes_on_to_the_same_bits(name, tmp_path):
+    *_, whole, _ = fitted(name, tmp_path, "whole", 16, width=4)
+    *_, first = fitted(name, tmp_path, "cut", 16, deadline_s=0.0, width=4)
+    assert first["cut"] and first["images"] == 4
+    *_, resumed, last = fitted(name, tmp_path, "cut", 16, width=4)
+    assert last["images"] == 16
+    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_an_inverted_contrast_is_found_without_pairs_and_judged_on_pairs(tmp_path):
+    pairs, data, recipe, objective, best, outcome = fitted("cycle", tmp_path, "run", 160)
+    network = objective.saved(best)
+    config = stage.configuration(pairs, recipe, Grid.patch((40, 48), 32), objective, outcome)
+    model.save(tmp_path / "model", network, config | data.says(network, torch.device("cpu")))
+    result = evaluate(tmp_path / "pairs", tmp_path / "model", tmp_path / "judged", device="cpu")
+    errors = {method: result["metrics"][method]["mae"]["value"] for method in ("translation", "identity")}
+    assert errors["translation"] < 0.85 * errors["identity"]
+    assert result["coverage"] is None and result["width"] is None and result["calibration"] is None

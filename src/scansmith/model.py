@@ -66,7 +66,7 @@ def save(folder: Path, generator: nn.Module, config: dict[str, Any]) -> Model:
     state = {name: value.detach().cpu().float().contiguous() for name, value in generator.state_dict().items()}
     (folder / "config.json").unlink(missing_ok=True)
     write_atomic(folder / "model.safetensors", serialize(state))
-    write_atomic(folder / "README.md", _card(config))
+    write_atomic(folder / "README.md", (_translator_card if "translation" in config else _card)(config))
     write_json(folder / "config.json", {"version": VERSION, **config})
     return load(folder)
 
@@ -126,3 +126,82 @@ Makes {made} of {size}, {config["channels"]} channel(s), in {config["intensity"]
 - Every image is marked as synthetic in its file. Not for diagnosis. The model may reproduce features of its training
   scans: read the evaluation that came with it before sharing it.
 """
+
+
+# Task -> title of the card.
+CARDS = {
+    "paired": "{source} to {target}", "unpaired": "{source} to {target}, without pairs", "denoise": "denoising {source}",
+    "superresolve": "super-resolution of {source}", "segment": "{source} to label maps", "paint": "label maps to {target}",
+}  # fmt: skip
+
+
+def _translator_card(config: dict[str, Any]) -> str:
+    """The model card of a model that translates, segments or paints, Markdown."""
+    settings, recipe, network = config["translation"], config["recipe"], config["network"]
+    source, target = settings["source"], settings["target"]
+    voxels = "volumes" if network["arguments"]["dimensions"] == 3 else "slices"
+    spacing = config["spacing"]
+    size = "unknown size" if spacing is None else " x ".join(f"{step:.3g}" for step in spacing) + " mm"
+    near = f", each with {settings['neighbours']} neighbours on either side" if settings["neighbours"] else ""
+    lines = [
+        f"In: {_side(settings['input'], source, settings.get('sources'))}, {voxels} with voxels of {size}{near}. Other voxel sizes are resampled. {_grid(settings['task'])}",
+        f"Out: {_side(settings['output'], target, None)}. {_units(settings['output'], config['intensity']['units'])}",
+        f"Bounds: {_promise(settings)}",
+        f"Refusal: {_refusal(config['familiarity'], settings)}",
+        f"Network `{network['name']}`, task `{settings['task']}`, recipe `{recipe['name']}`, trained on {recipe['train_images']} images ({recipe['images']} shown, seed {recipe['seed']}); data fingerprint `{config['data_hash']}`.",
+        "Use: `scansmith translate MODEL SCANS OUT`. Loading runs no code (safetensors and JSON).",
+    ]
+    limits = [
+        "Every output is marked as synthetic in its file. Not for diagnosis.",
+        "It knows the scanners, protocols and patients of its training scans alone, and cannot show what the source does not.",
+        *(["It learned without pairs: it may add or remove findings."] if settings["task"] == "unpaired" else []),
+        "Read the evaluation (`scansmith evaluate DATASET MODEL OUT`): error beside simple methods, coverage by tissue, what becomes of lesions, worst cases.",
+    ]
+    listed = ["\n".join(f"- {line}" for line in part) for part in (lines, limits)]
+    title = CARDS[settings["task"]].format(source=source["modality"], target=target["modality"])
+    return f"# scansmith model: {title}\n\n{listed[0]}\n\nLimits\n\n{listed[1]}\n"
+
+
+def _grid(task: str) -> str:
+    """Which voxels the output has."""
+    finer = "The output has voxels as fine as these, where the scan's are coarser."
+    return finer if task == "superresolve" else "The output lies on the scan's own voxels."
+
+
+def _side(kind: str, about: dict[str, Any], sources: list[dict[str, Any]] | None) -> str:
+    """What goes in or comes out, in words."""
+    if kind == "mask":
+        return f"a label map with the values 0 and {', '.join(map(str, about['labels']))}"
+    if sources:
+        named = ", ".join(f"{one['name']} ({one['modality']})" for one in sources)
+        return f"any of the scans {named}, more are better"
+    return f"one {about['modality']} scan"
+
+
+def _units(kind: str, units: str) -> str:
+    """What its values mean."""
+    known = {"HU": "Values are Hounsfield units.", "label": "Values are labels."}
+    usual = f"Values are in {units}, on the scale of the training scans: they are comparable within a scan, not with another scanner's."
+    return known["label"] if kind == "mask" else known.get(units, usual)
+
+
+def _promise(settings: dict[str, Any]) -> str:
+    """What the bounds promise."""
+    if settings["calibration"]:
+        return f"{settings['calibration']['words']}."
+    other = "a map says for each voxel how sure the label is, which is not calibrated."
+    return f"none; {other}" if settings["output"] == "mask" else "none: the model never says how sure it is."
+
+
+def _refusal(learned: dict[str, Any] | None, settings: dict[str, Any]) -> str:
+    """Which scans are refused."""
+    found = learned or next((one["familiarity"] for one in settings.get("sources") or [] if one["familiarity"]), None)
+    if found is None:
+        return "nothing is refused for being unlike the training data."
+    count = len(found["scores"])
+    unusual = (
+        f"one that is merely unusual only from 99 calibration patients on (there are {count})"
+        if count < 99
+        else f"and so is one more unusual than 99 % of {count} calibration patients"
+    )
+    return f"a scan of another kind, size, voxel size or range of values than the training scans is refused unless forced, {unusual}."

@@ -22,7 +22,7 @@ from .held_out import Scan, changed, stacked, through
 MOST_SCANS = 8  # held-out scans that lesions are put into
 MOST_SLICES = 48  # of a scan, those around the largest section of the body
 PICTURES = 4  # slices that are taken one by one where they do not lie beside each other
-CONTRAST = 4.0  # robust deviations of the tissue around, brighter in every other scan, darker in the others
+CONTRAST = 4.0  # robust deviations of the tissue around, brighter or darker
 # Lesions of a scan and their radii in mm, of pictures without a known pixel size in pixels; less where there is less room.
 SIZES = ((6, (4.0, 8.0)), (3, (4.0, 6.0)), (1, (4.0, 4.0)))
 SHOWN = 1.5  # radii that a voxel may be long
@@ -71,7 +71,7 @@ def tried(
         rows: of the scan, in the order of its slices.
         scan: `translated_scan` of them.
         model, device: that translate, where.
-        number: of the scan; its lesions are bright or dark.
+        number: of the scan; whether its first lesion is bright or dark.
         seed: equal seeds give equal lesions.
         true: whether the scan's target is a reference.
 
@@ -118,20 +118,33 @@ def enlarged(scan: Scan, stack: slice) -> float:
 
 
 def inserted(scan: Scan, stack: slice, number: int, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """The source with lesions and their labels; as many and as large as there is room for, None where there is none."""
-    source, body, factor = scan.source[stack], scan.inside[stack], enlarged(scan, stack)
+    """The source with lesions and their labels; as many and as large as there is room for, None where there is none.
+
+    Half are bright, half dark; of an odd number, and where one kind goes beyond the range of values, more of the other.
+    """
+    source, body, factor = (
+        scan.source[stack],
+        scan.inside[stack],
+        1.0001 * enlarged(scan, stack),
+    )  # not below by rounding
     if not body.any():
         return None
-    sign = 1.0 if number % 2 == 0 else -1.0
+    contrasts = (CONTRAST, -CONTRAST) if number % 2 == 0 else (-CONTRAST, CONTRAST)
     for count, (least, most) in SIZES:
-        radius = (factor * least * 1.0001, factor * most * 1.0001)  # not below by rounding
-        for contrast in (sign * CONTRAST, -sign * CONTRAST):
+        made, labels = source, np.zeros(source.shape, np.uint8)
+        for contrast, wished in zip(contrasts, (count - count // 2, count // 2)):
             try:
-                return lesions.insert(
-                    source, spacing_of(scan), body, seed, count=count, radius=radius, contrast=contrast
-                )
+                made, more = lesions.insert(
+                    made, spacing_of(scan), body & (labels == 0), derive_seed(seed, contrast), count=max(1, wished),
+                    radius=(factor * least, factor * most), contrast=contrast,
+                )  # fmt: skip
             except ValueError:  # no room, or no range of values left
                 continue
+            labels = np.where(more > 0, more + labels.max(), labels)
+            if count == 1:
+                break
+        if labels.any():
+            return made, labels
     return None
 
 
@@ -236,7 +249,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
     low, _, high = result["diameter"]
     contrast = result["contrast"]
     size = f"{low:g} to {high:g} {result['diameter_unit']} across"
-    strength = f"{contrast['deviations']:g} deviations of the tissue around it"
+    strength = f"{contrast['deviations']:g} deviations of the tissue around them"
     if contrast["units"] is not None:
         strength += f" ({contrast['units']:.3g} HU in the median)"
     elif contrast["of_spread"] is not None:
@@ -244,7 +257,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
     kept = result["kept_contrast"]
     said = [
         f"Lesions: {shown(survival)} of those put into the source are still seen in the translation"
-        + ("." if kept is None else f"; the median one keeps {kept:.0%} of its contrast."),
+        + ("." if kept is None else f"; {keeps(kept)}."),
         f"Taken out again, {shown(left)} still leave a trace; {lesions.LEVEL:.0%} would by chance.",
     ]
     if creation is not None:
@@ -252,12 +265,18 @@ def sentences(result: dict[str, Any]) -> list[str]:
             f"At {shown(creation)} places without a lesion the translation of the untouched scan differs from the reference by as much as an inserted lesion changes it: invented or lost structure, noise, or pairs that lie apart."
         )
     said.append(
-        f"The lesions are simulated: soft-edged ellipsoids, {size}, {result['bright']} brighter and {result['inserted'] - result['bright']} darker than their surroundings by {strength}, in {result['scans']} scans; smaller, fainter or other ones were not tried, and whether a real one would look so in the target's kind of scan is not known."
+        f"The lesions are simulated: soft-edged ellipsoids, {size}, {result['bright']} brighter and {result['inserted'] - result['bright']} darker than their surroundings by {strength}, in {result['scans']} scan{'s' * (result['scans'] != 1)}; smaller, fainter or other ones were not tried, and whether a real one would look so in the target's kind of scan is not known."
     )
     return said
 
 
+def keeps(kept: float) -> str:
+    """What is left of the contrast; between kinds of scan it need not be all, and dark may become bright."""
+    turned = "" if kept >= 0.0 else ", turned round: bright has become dark, or dark bright"
+    return f"the median one has {abs(kept):.0%} of its contrast{turned}"
+
+
 def shown(share: dict[str, Any]) -> str:
-    """ "45 of 48 (94 %, 83 % to 98 %)"."""
-    low, high = share["interval"]
-    return f"{share['hits']} of {share['count']} ({share['value']:.0%}, {low:.0%} to {high:.0%})"
+    """ "45 of 48 (94%, 83% to 98%)"."""
+    value, low, high = (f"{100 * one:.{int(0.0 < one < 0.095)}f}%" for one in (share["value"], *share["interval"]))
+    return f"{share['hits']} of {share['count']} ({value}, {low} to {high})"

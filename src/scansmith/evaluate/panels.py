@@ -15,11 +15,10 @@ from .held_out import Scan
 
 MOST = 8  # pictures
 LEAST_BODY = 0.25  # of the scan's largest section of the body, that a slice must show
-APART = 2  # slices that two pictures of one scan lie apart at least
 FOLDER = "translation"
 # Shares of the body's values between which a picture is shown.
 SHOWN = (0.005, 0.995)
-WIDE, HEADING, LETTERS = 2.35, 0.62, 7.5  # inches of a panel, of what stands above; points
+WIDE, HEADING, LETTERS = 2.35, 0.68, 9.0  # inches of a panel, of what stands above; points
 INK, MUTED = "#14181d", "#55606b"
 
 
@@ -81,8 +80,9 @@ def worst_of(scan: Scan, count: int) -> list[Slice]:
     each = np.array([error[k][scan.inside[k]].mean() if area[k] else -1.0 for k in range(len(area))])
     each[area < LEAST_BODY * area.max()] = -1.0
     chosen: list[int] = []
+    apart = max(1, len(area) // (2 * count))
     for k in np.argsort(-each, kind="stable").tolist():
-        if len(chosen) < count and each[k] >= 0.0 and all(abs(k - other) >= APART for other in chosen):
+        if len(chosen) < count and each[k] >= 0.0 and all(abs(k - other) >= apart for other in chosen):
             chosen.append(k)
     return [cut(scan, k, float(each[k])) for k in chosen]
 
@@ -145,7 +145,7 @@ def panel(
     """One picture with its heading; what is no grey picture with a colour bar in its lower part."""
     width, height = figure.get_size_inches()
     left, gap = place[0] / place[1], 0.03 / width
-    bottom, tall = 0.17 / height, (height - HEADING) / height
+    bottom, tall = 0.2 / height, (height - HEADING) / height
     axes = figure.add_axes((left + gap, bottom, 1.0 / place[1] - 2 * gap, tall))
     shown = axes.imshow(image, aspect=aspect, interpolation="nearest", **options)
     axes.set_axis_off()

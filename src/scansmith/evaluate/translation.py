@@ -274,7 +274,7 @@ def patients_words(result: Mapping[str, Any]) -> Iterator[str]:
     elif count == 1:
         yield "A single patient was judged: there is one figure and no interval over patients, and other patients may differ by any amount."
     elif count < FEWEST_PATIENTS:
-        yield f"With fewer than {FEWEST_PATIENTS} patients no interval over patients is given; `each` has one figure per patient."
+        yield f"With fewer than {FEWEST_PATIENTS} patients no interval over patients is given, but one figure per patient."
     else:
         yield f"Intervals are over {count} patients, each counted once (5th to 95th percentile of {DRAWS:,} bootstrap draws)."
     if result["split"] == "validation":

@@ -25,6 +25,8 @@ from .write import Marking, nifti_voxels, with_suffix, write_png
 
 # How far the image's affine may lie from the source's, in mm and mm a voxel: what rounding does.
 SAME_PLACE = 1e-4
+# Formats whose headers are made anew, so that what is made of a scan in colours may be grey, as a label map is.
+GREY_FROM_COLOURS = ("dicom", "png", "jpeg", "tiff")
 # Fields of text headers that say where the voxels lie; they are copied letter by letter.
 PLACE_FIELDS = {
     "nrrd": (
@@ -118,7 +120,7 @@ def write_parametric_map(source: Source, image: Image, out: Path, derivation: De
 def write_segmentation(
     source: Source, image: Image, out: Path, derivation: Derivation, labels: Sequence[int]
 ) -> list[Path]:
-    """Write a label map: beside a DICOM series with positions as one DICOM Segmentation, `out`.dcm, else as `write_derived` does.
+    """Write a label map: of DICOM as one Segmentation, `out`.dcm, else, and of several slices without positions, as `write_derived` does.
 
     Args:
         source: the scan that it was made from.
@@ -134,7 +136,8 @@ def write_segmentation(
         ValueError: as `write_derived`; also other values.
         OSError: full disk or unwritable folder, with the way out.
     """
-    if source.format != "dicom" or source.affine is None or source.series is None:
+    placed = source.affine is not None or source.shape[2] == 1
+    if source.format != "dicom" or source.series is None or not placed:
         return write_derived(source, image, out, derivation)
     _check(source, image)
     from . import segmentation  # highdicom is needed here alone
@@ -180,7 +183,7 @@ def _check(source: Source, image: Image) -> None:
         ValueError: it does not.
     """
     array = image.array
-    if source.channels != 1 or len(array) != 1:
+    if len(array) != 1 or (source.channels != 1 and source.format not in GREY_FROM_COLOURS):
         raise ValueError(
             f"expected a grey scan with one channel, got {len(array)} for a source of {source.channels}: colours cannot be written as a derived scan"
         )

@@ -11,7 +11,7 @@ import highdicom
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import MRImageStorage, ParametricMapStorage
+from pydicom.uid import MRImageStorage, ParametricMapStorage, SecondaryCaptureImageStorage
 
 from ..image import Image
 from ..runtime import write_atomic
@@ -78,9 +78,9 @@ def planes_of(source: Source, image: Image, person: dict[str, Any]) -> list[Data
             {
                 "SpecificCharacterSet": "ISO_IR 192",
                 **person,
-                **plane_module(image.affine, k),
+                **(plane_module(image.affine, k) if source.affine is not None else {}),
                 "SeriesInstanceUID": source.series,
-                "SOPClassUID": MRImageStorage,
+                "SOPClassUID": SecondaryCaptureImageStorage if source.affine is None else MRImageStorage,
                 "SOPInstanceUID": make_uid("plane", k),
                 "Rows": j,
                 "Columns": i,
@@ -136,7 +136,7 @@ def name_sources(dataset: Any, planes: list[Dataset], behind: list[list[int]], r
     """
     at = {_position(plane): [references[z] for z in near] for plane, near in zip(planes, behind)}
     for frame in dataset.PerFrameFunctionalGroupsSequence:
-        frame.DerivationImageSequence[0].SourceImageSequence = at[_position(frame.PlanePositionSequence[0])]
+        frame.DerivationImageSequence[0].SourceImageSequence = at[_position(frame)]
     files = {item.ReferencedSOPInstanceUID: item.ReferencedSOPClassUID for item in references}
     whole = [
         make_dataset({"ReferencedSOPClassUID": kind, "ReferencedSOPInstanceUID": uid}) for uid, kind in files.items()
@@ -146,7 +146,9 @@ def name_sources(dataset: Any, planes: list[Dataset], behind: list[list[int]], r
 
 
 def _position(item: Dataset) -> tuple[float, ...]:
-    return tuple(float(value) for value in item.ImagePositionPatient)
+    """Where a plane or a frame lies; () of a picture, which lies nowhere."""
+    place = item.get("PlanePositionSequence", [item])[0]
+    return tuple(float(value) for value in place.get("ImagePositionPatient", ()))
 
 
 def without_clock_and_chance(dataset: Any, person: dict[str, Any]) -> None:

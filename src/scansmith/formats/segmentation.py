@@ -31,7 +31,7 @@ def write(source: Source, image: Image, out: Path, derivation: Derivation, label
     means is not known here, so that each is coded as tissue (SNOMED CT 85756007).
 
     Args:
-        source: a DICOM scan with a place in the patient.
+        source: a DICOM scan with a place in the patient, or a single picture.
         image: one channel on its grid, whole numbers: 0 and `labels`.
         out: path without suffix.
         derivation: what made it.
@@ -56,7 +56,9 @@ def write(source: Source, image: Image, out: Path, derivation: Derivation, label
         dataset = _segmentation(planes, numbers, series, derivation, labels)
         name_sources(dataset, planes, slices_behind(source, image), references)
         without_clock_and_chance(dataset, person)
-        for keyword, value in mark_module(source, image, derivation, "").items():
+        # Of a picture type 2C (PS3.3 C.7.6.1.1.1): what its file says, or nothing.
+        turn = {} if source.affine is not None else {"PatientOrientation": person.get("PatientOrientation", "")}
+        for keyword, value in (turn | mark_module(source, image, derivation, "")).items():
             setattr(dataset, keyword, value)
         buffer = io.BytesIO()
         dataset.save_as(buffer)

@@ -198,7 +198,11 @@ def _sentences(outcome: Outcome) -> list[str]:
     found, ledger, columns, words = outcome.found, outcome.ledger, outcome.columns, outcome.words
     plan = found.plan
     # What was expected of the intensity gives way to what was chosen from the training scans.
-    chosen = any(word.startswith("intensity: ") for word in words)
+    said = (
+        "intensity: ",
+        *(f"intensity of {one['name']}: " for one in plan.sources if one["modality"] == plan.modality),
+    )
+    chosen = any(word.startswith(said) for word in words)
     sentences = [
         _altered_words(line) for line in plan.reasons if not (chosen and line.startswith("intensity: CT"))
     ] + words

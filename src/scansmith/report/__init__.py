@@ -11,6 +11,7 @@ def report(
 ) -> dict[str, Any]:
     """Write OUT/report.html, one page that needs no other file, from what lies in a run folder.
 
+    The page says what `evaluate` measured: of synthetic scans, or of a model that translates or segments.
     Parts of the folder that are missing are named on the page; the rest is shown. The same folder gives the same page.
 
     Args:
@@ -26,6 +27,9 @@ def report(
     Raises:
         ValueError: there is nothing of a run in the folder.
     """
-    from . import page
+    from . import page, translation
+    from .folder import RunFolder
 
+    if translation.judged(RunFolder(Path(out))):
+        return translation.write(Path(out), title=title, real_images=real_images, seed=seed)
     return page.write(Path(out), title=title, count=count, real_images=real_images, seed=seed)

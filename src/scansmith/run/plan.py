@@ -101,7 +101,7 @@ def task_of(found: Found) -> Task:
     plan = found.plan
     count, source, labels = (
         training_images(plan),
-        plan.channels * (2 * plan.neighbours + 1),
+        (2 * len(plan.sources) or plan.channels) * (2 * plan.neighbours + 1),
         1 + max(1, len(plan.segments)),
     )
     target = plan.target_channels or plan.channels
