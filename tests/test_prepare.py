@@ -379,7 +379,7 @@ def test_hounsfield_units_go_through_exactly(ct_scans, tmp_path):
 
 
 def test_the_ct_window_never_sees_the_holdout():
-    plan = type("NoWish", (), {"window": None, "kept_windows": (None, None)})
+    plan = type("NoWish", (), {"window": None, "kept_windows": (None, None), "sources": ()})
     ledger = Ledger(records={0: record(values=np.full(100, 40.0)), 1: record(values=np.full(100, 3000.0))})
     windows, _ = manifest.windows_of(plan, ledger, {0: "train", 1: "holdout"})
     assert windows[0] == windows[1]

@@ -229,6 +229,21 @@ def test_a_dataset_of_several_sources_grows_keeps_its_rows_and_refuses_other_sou
     assert not list((tmp_path / "data").glob("source2-0001-*"))
 
 
+def test_a_mask_of_any_source_belongs_to_the_case(tmp_path):
+    """Named after FLAIR, which is not the first source."""
+    scans = write_cases(tmp_path / "scans", {}, count=3)
+    marked = np.zeros(SIZE, np.uint8)
+    marked[10:20, 10:20, 4:16] = 2
+    for case in scans.iterdir():
+        nibabel.save(nibabel.Nifti1Image(marked, np.diag([2.0, 2.0, 3.0, 1.0])), case / "FLAIR_mask.nii.gz")
+    masks = "*/FLAIR.nii.gz:*/FLAIR_mask.nii.gz"
+    prepare(scans, tmp_path / "data", pairs="*/T1.*+*/FLAIR.*:*/T2.*", masks=masks, plan='{"crop": "none"}', workers=1)
+    data = Dataset.open(tmp_path / "data")
+    assert data.columns["masked"].all() and set(data.info["layers"]) == {"images", "masks", "targets", "source2"}
+    row = int(np.flatnonzero(data.columns["slice"] == 8)[0])
+    assert int((data.mask(row) == 2).sum()) == 100
+
+
 def test_a_dataset_of_one_source_says_nothing_of_several(tmp_path):
     scans = write_cases(tmp_path / "scans", {}, count=3)
     prepare(scans, tmp_path / "data", pairs="*T1*:*T2*", modality="MR", workers=1)

@@ -135,7 +135,7 @@ def inserted(scan: Scan, stack: slice, number: int, seed: int) -> tuple[np.ndarr
         for contrast, wished in zip(contrasts, (count - count // 2, count // 2)):
             try:
                 made, more = lesions.insert(
-                    made, spacing_of(scan), body & (labels == 0), derive_seed(seed, contrast), count=max(1, wished),
+                    made, spacing_of(scan), body & (labels == 0), derive_seed(seed, "bright" if contrast > 0 else "dark"), count=max(1, wished),
                     radius=(factor * least, factor * most), contrast=contrast,
                 )  # fmt: skip
             except ValueError:  # no room, or no range of values left

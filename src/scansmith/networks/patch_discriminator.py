@@ -21,10 +21,13 @@ class PatchDiscriminator(nn.Module):
         channels: of the images, with whatever they are shown beside.
         dimensions: 2 or 3.
         width: channels of the first layer.
+        normalized: whether each image is brought to one scale (instance norm), as where it is shown beside its source. Without, its
+            values count as they are: alone they are all that says what is air.
     """
 
-    def __init__(self, channels: int, dimensions: int = 2, width: int = 32) -> None:
+    def __init__(self, channels: int, dimensions: int = 2, width: int = 32, normalized: bool = True) -> None:
         super().__init__()
+        self.normalized = normalized
         convolution = CONVOLUTIONS[dimensions]
         widths = [channels, *(width * min(WIDEST, 2**level) for level in range(DOUBLINGS))]
         self.downs = nn.ModuleList(convolution(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
@@ -34,7 +37,7 @@ class PatchDiscriminator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for number, layer in enumerate([*self.downs, self.last]):
             x = layer(x)
-            x = F.leaky_relu(x if number == 0 else F.instance_norm(x), SLOPE)
+            x = F.leaky_relu(F.instance_norm(x) if self.normalized and number else x, SLOPE)
         with torch.autocast(x.device.type, enabled=False):
             scores: Tensor = self.end(x.float())
         return scores

@@ -167,7 +167,8 @@ class Several(Scans):
         for number, one in enumerate(self.data.info["sources"]):
             own = rows[columns["present"][rows][:, number]]
             ends = {
-                end: float(np.median(columns[f"source_{end}"][own, number])) if len(own) else None for end in ("low", "high")
+                end: float(np.median(columns[f"source_{end}"][own, number])) if len(own) else None
+                for end in ("low", "high")
             }
             said = {name: one[name] for name in ("name", "modality", "pattern", "units")}
             found.append(said | ends | {"familiarity": familiar(self.data, number) if len(own) else None})

@@ -261,7 +261,7 @@ def survey(
             scan_name(called[number], every[number]),
             every[number],
             every[target_of[number]] if number in target_of else None,
-            tuple(every[mask] for mask in masks_of.get(number, [])),
+            tuple(every[mask] for mask in masks_in(masks_of, number, members)),
             patient,
             label,
             place % max(1, len(sources) // MOST_MEASURED) == 0,
@@ -294,6 +294,14 @@ def survey(
     if kept is not None:
         return _as_before(base, kept, listed, skipped, reasons, few)
     return _chosen(base, listed, skipped, reasons, few, request, workers)
+
+
+def masks_in(
+    masks_of: Mapping[int, list[int]], number: int, members: Mapping[int, tuple[several.Members, int]]
+) -> list[int]:
+    """The masks of a scan; with several sources those of the first that has any."""
+    some = [one for one in members[number][0] if one is not None] if members else [number]
+    return next((masks_of[one] for one in some if one in masks_of), [])
 
 
 def least_images(translated: bool) -> int:

@@ -19,7 +19,8 @@ from .translation import settled
 
 PLACES = 256  # of each map that are compared
 LENGTH = 128  # of what a place is described by
-CONTRAST, SAME, STRUCTURE = 1.0, 1.0, 1.0  # weights beside the adversary's: Park 2020, section 3.3, and edges
+CONTRAST, STRUCTURE = 1.0, 1.0  # weights beside the adversary's: Park 2020, section 3.3, and edges
+SAME = 5.0  # of what a target is changed by; that its places stay recognisable, as in Park 2020, says nothing of their values
 
 
 class Contrastive(Objective):
@@ -40,7 +41,7 @@ class Contrastive(Objective):
             "in_channels": task.channels, "out_channels": task.made, "dimensions": grid.dimensions, "width": recipe.width,
         }  # fmt: skip
         self.translator = ResNet(**self.generator_arguments)
-        self.discriminator = PatchDiscriminator(task.made, grid.dimensions, recipe.width)
+        self.discriminator = PatchDiscriminator(task.made, grid.dimensions, recipe.width, normalized=False)
         self.heads = nn.ModuleList(
             nn.Sequential(nn.Linear(width, LENGTH), nn.ReLU(), nn.Linear(LENGTH, LENGTH))
             for width in self.translator.widths
@@ -63,15 +64,11 @@ class Contrastive(Objective):
 
     def heads_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The contrast of places, for the heads alone."""
-        assert batch.target is not None and self._made is not None
-        if self.compares_same(batch):
-            maps = self.translator.encoded(batch.target)
-            self._maps += self.pairs_of(maps, batch.target, self.translator.decoded(maps[-1])[:, 0])
         return self.contrast([(one.detach(), other.detach()) for one, other in self._maps], batch), {}
 
     def translator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the translator; the other players take no gradient here."""
-        assert self._made is not None
+        assert batch.target is not None and self._made is not None
         made, maps = self._made, self._maps
         self._made, self._maps = None, []
         scores = self.discriminator(made)
@@ -79,7 +76,12 @@ class Contrastive(Objective):
         contrast = self.contrast(maps, batch)
         edges = losses.gradient_field(made, middle_of(batch.images, made.shape[1]))
         loss = adversarial + CONTRAST * contrast + STRUCTURE * edges
-        return loss, {"loss_g": adversarial.detach(), "contrast": contrast.detach(), "edges": edges.detach()}
+        logged = {"loss_g": adversarial, "contrast": contrast, "edges": edges}
+        if self.compares_same(batch):
+            kept = self.translator(batch.target)[:, 0]
+            logged["same"] = (kept - middle_of(batch.target, kept.shape[1])).abs().mean()
+            loss = loss + SAME * logged["same"]
+        return loss, {name: one.detach() for name, one in logged.items()}
 
     def compares_same(self, batch: Batch) -> bool:
         """Whether a target can be a source, too."""

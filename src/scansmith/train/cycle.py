@@ -57,7 +57,9 @@ class Cycle(Objective):
             "in_channels": task.channels, "out_channels": task.made, "dimensions": grid.dimensions, "width": recipe.width,
         }  # fmt: skip
         self.translators = Both(*(TRANSLATORS[recipe.generator](**self.generator_arguments) for _ in range(2)))
-        self.discriminators = Judges(*(PatchDiscriminator(task.made, grid.dimensions, recipe.width) for _ in range(2)))
+        self.discriminators = Judges(
+            *(PatchDiscriminator(task.made, grid.dimensions, recipe.width, normalized=False) for _ in range(2))
+        )
         self.averages, self.d_loss, self.g_loss = recipe.ema_fraction > 0, *losses.LOSSES[recipe.loss]
         self._made: tuple[Tensor, Tensor] | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from .parallel import Group
 from .recipes import Recipe, Values
 
 SHOWN = 8  # images in a sheet
-COMPARED = 24  # patches of each kind whose features are compared
+PLACES = (1 / 3, 2 / 3)  # along each axis, of the patches whose features are compared
 SAME_VOXELS = 1.25  # times, that voxel sizes of both kinds may differ
 DIFFERS = 0.15  # in shares of a label, or of the image that is body, from which on it is said
 
@@ -246,20 +247,18 @@ def edges_kept(made: np.ndarray, source: np.ndarray) -> float:
 
 
 def distance(images: Sequence[np.ndarray], real: Sequence[np.ndarray], patch: Sequence[int]) -> float:
-    """Energy distance between random-conv features of patches, never below 0."""
-    sets = [random_conv.features(np.stack(patches_of(side, patch))) for side in (images, real)]
-    return max(0.0, energy_distance(sets[0], sets[1])[0])
+    """Energy distance between random-conv features of patches, no less than its standard error."""
+    sets = [np.stack(patches_of(side, patch)) for side in (images, real)]
+    return max(energy_distance(*(random_conv.features(side) for side in sets)))
 
 
 def patches_of(images: Sequence[np.ndarray], patch: Sequence[int]) -> list[np.ndarray]:
-    """At most `COMPARED` patches, evenly over images and in them, of the first channel."""
-    each = max(2, COMPARED // len(images))
+    """Four patches of each image, of volumes eight, about the middle, where the body is; of the first channel."""
     found = []
     for image in images:
         sides = [min(side, length) for side, length in zip(image.shape[1:], patch)]
-        for number in range(each):
-            share = (number + 0.5) / each
-            first = [int(share * (size - side)) for size, side in zip(image.shape[1:], sides)]
+        for shares in product(PLACES, repeat=len(sides)):
+            first = [int(share * (size - side)) for share, size, side in zip(shares, image.shape[1:], sides)]
             found.append(image[(slice(0, 1), *(slice(start, start + side) for start, side in zip(first, sides)))])
     return same_size(found)
 
