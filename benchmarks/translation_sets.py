@@ -106,15 +106,10 @@ def harvard_rows(shared: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def harvard_labels(work: Path, files: Mapping[str, str]) -> str:
-    """A table that says whose each file is, file -> case; classes that mean nothing, as `prepare` asks for some."""
-    return table(
-        work / "patients.csv",
-        (
-            {"file": name, "patient": f"case-{case}", "label": ("odd", "even")[n // 2 % 2]}
-            for n, (name, case) in enumerate(files.items())
-        ),
-    )
+def harvard_patients(work: Path, files: Mapping[str, str]) -> str:
+    """A table that says whose each file is, file -> case."""
+    rows = ({"file": name, "patient": f"case-{case}"} for name, case in files.items())
+    return table(work / "patients.csv", rows)
 
 
 def harvard(shared: Path, work: Path, name: str = "data") -> None:
@@ -128,7 +123,7 @@ def harvard(shared: Path, work: Path, name: str = "data") -> None:
         work / name,
         pairs=pairs,
         modality="MR:CT",
-        labels=harvard_labels(work, files),
+        labels=harvard_patients(work, files),
         masks="none",
         plan=plan,
     )
@@ -145,9 +140,9 @@ def unpaired(shared: Path, work: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(shared / "paired_mr_ct_2d_harvard" / row[column], target)
         last = str(UNPAIRED[side][-1])
-        labels = harvard_labels(tables, {row[column]: row["case"] for row in own})
+        patients = harvard_patients(tables, {row[column]: row["case"] for row in own})
         plan = split_plan(tables, {row[column]: "validation" if row["case"] == last else "train" for row in own})
-        prepare(scans, work / name, modality="MR" if side == "MRI" else "CT", labels=labels, masks="none", plan=plan)
+        prepare(scans, work / name, modality="MR" if side == "MRI" else "CT", labels=patients, masks="none", plan=plan)
     harvard(shared, work, "judged")
 
 
@@ -218,13 +213,7 @@ def chase(shared: Path, work: Path) -> None:
     files = sorted(file.name for file in root.glob("Image_*.jpg"))
     last = {**dict.fromkeys(range(1, 10), "train"), 10: "validation"}
     child = {name: int(name[6:8]) for name in files}
-    patients = table(
-        work / "patients.csv",
-        (
-            {"file": name, "patient": f"child-{child[name]}", "label": ("odd", "even")[n % 2]}
-            for n, name in enumerate(files)
-        ),
-    )
+    patients = table(work / "patients.csv", ({"file": name, "patient": f"child-{child[name]}"} for name in files))
     prepare(
         root,
         work / "data",

@@ -225,7 +225,7 @@ def sentences(result: Mapping[str, Any]) -> Iterator[str]:
         if one["dice"] is not None and one["hd95"] is not None:
             yield f"Label {label}: Dice {one['dice']:.3f}, 95 % of the surface within {one['hd95']:.2g} {result['units']}."
     if result["patients"] < FEWEST_PATIENTS:
-        yield f"With fewer than {FEWEST_PATIENTS} patients no interval over patients is given; `each` has one figure per patient."
+        yield f"With fewer than {FEWEST_PATIENTS} patients no interval over patients is given, but a figure for each."
 
 
 # ------------------------------------------------------------------------------------------------ pictures

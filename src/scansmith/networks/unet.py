@@ -16,12 +16,13 @@ from torch.nn import functional as F
 from .blocks import CONVOLUTIONS, SLOPE, UP_CONVOLUTIONS, BatchNorm
 
 WIDEST = 8  # times the width at full resolution
-# Bounds begin at softplus(-2) = .13 from the middle, and move so many times as fast as it: their loss is flat and short runs are few steps.
+# Bounds begin at softplus(-2) = .13 from the middle. They and logits move so many times as fast as other outputs: their losses are
+# flat, and short runs are few steps.
 FIRST, QUICK = -2.0, 4.0
 
 
 class UNet(nn.Module):
-    """Image -> middle, lower and upper bound of another, each (B, out_channels, *spatial).
+    """Image -> middle, lower and upper bound of another, or logits, each (B, out_channels, *spatial).
 
     Args:
         in_channels, out_channels: of the images.
@@ -29,7 +30,7 @@ class UNet(nn.Module):
         width: channels at full resolution; doubled per level up to `WIDEST` times that.
         doublings: levels below full resolution; sides must be divisible by 2**doublings.
         residual: the middle is what is added to the source's middle channels.
-        heads: 3, or 1 for the middle alone.
+        heads: 3, or 1 for logits alone.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class UNet(nn.Module):
             if self.added is not None:
                 middle = middle + source[:, self.added].float()
             if not bounds:
-                return middle[:, None]
+                return QUICK * middle[:, None]
             below, above = bounds
             widths = (F.softplus(QUICK * side + FIRST) for side in (below, above))
             return torch.stack([middle, *(middle + sign * width for sign, width in zip((-1.0, 1.0), widths))], 1)
