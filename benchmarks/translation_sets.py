@@ -386,8 +386,9 @@ def metric_rows(judgement: Mapping[str, Any]) -> Iterable[str]:
     """ "MAE, HU | 42.7 | 41.0, 44.3 | line 329, identity 358" for each metric that was measured."""
     metrics = judgement["metrics"]
     own = next((name for name in OURS if name in metrics), next(iter(metrics)))
+    alone = sum(name.startswith("dice ") for name in metrics[own]) == 1  # that of one label is the mean
     shown = sorted(
-        (name for name in metrics[own] if name.split()[0] in METRICS),
+        (name for name in metrics[own] if name.split()[0] in METRICS and not (alone and name.startswith("dice "))),
         key=lambda name: [*METRICS].index(name.split()[0]),
     )
     for metric in shown:  # "dice 1" is that of a label

@@ -39,7 +39,9 @@ def an_objective(name: str, channels: int = 1):
 
 def a_batch(channels: int = 1) -> Batch:
     images, target = torch.randn(2, channels, 32, 32), torch.randn(2, channels, 32, 32)
-    return Batch(images, None, None, torch.zeros(2, 1), 0.0, 0.0, torch.Generator().manual_seed(1), target=target)
+    return Batch(
+        images, None, None, torch.zeros(2, 1), 0.0, 0.0, torch.Generator().manual_seed(1), target=target, adversary=1.0
+    )
 
 
 @pytest.fixture(scope="module")

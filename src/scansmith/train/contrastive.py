@@ -15,10 +15,11 @@ from ..networks.resnet import ResNet
 from ..preprocess import Grid
 from .objective import Batch, Objective, Task
 from .recipes import Recipe
-from .translation import settled
+from .translation import regression, settled
 
 PLACES = 256  # of each map that are compared
 LENGTH = 128  # of what a place is described by
+ADVERSARY = 1.0
 CONTRAST, STRUCTURE = 1.0, 1.0  # weights beside the adversary's: Park 2020, section 3.3, and edges
 SAME = 5.0  # of what a target is changed by; that its places stay recognisable, as in Park 2020, says nothing of their values
 
@@ -50,6 +51,10 @@ class Contrastive(Objective):
         self._made: Tensor | None = None
         self._maps: list[tuple[Tensor, Tensor]] = []
 
+    def resting(self, batch: Batch) -> Sequence[str]:
+        """All but the translator, as long as it learns from scans that are laid on each other."""
+        return () if batch.adversary > 0.0 else ("discriminator", "heads")
+
     def discriminator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the judge of targets beside outputs."""
         assert batch.target is not None
@@ -68,15 +73,22 @@ class Contrastive(Objective):
 
     def translator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the translator; the other players take no gradient here."""
-        assert batch.target is not None and self._made is not None
+        assert batch.target is not None
+        if batch.adversary == 0.0:
+            return laid_loss(self.translator(batch.images)[:, 0], batch.target, batch)
+        assert self._made is not None
         made, maps = self._made, self._maps
         self._made, self._maps = None, []
         scores = self.discriminator(made)
         adversarial = self.g_loss(torch.zeros_like(scores), scores)
         contrast = self.contrast(maps, batch)
-        edges = losses.gradient_field(made, middle_of(batch.images, made.shape[1]))
-        loss = adversarial + CONTRAST * contrast + STRUCTURE * edges
-        logged = {"loss_g": adversarial, "contrast": contrast, "edges": edges}
+        loss = ADVERSARY * adversarial + CONTRAST * contrast
+        logged = {"loss_g": adversarial, "contrast": contrast}
+        if batch.laid:
+            logged["laid"], _ = laid_loss(made, batch.target, batch)
+            return loss + logged["laid"], {name: one.detach() for name, one in logged.items()}
+        logged["edges"] = losses.gradient_field(made, middle_of(batch.images, made.shape[1]))
+        loss = loss + STRUCTURE * logged["edges"]
         if self.compares_same(batch):
             kept = self.translator(batch.target)[:, 0]
             logged["same"] = (kept - middle_of(batch.target, kept.shape[1])).abs().mean()
@@ -116,6 +128,13 @@ class Contrastive(Objective):
         """What the model makes of a batch, as at a tick."""
         made: Tensor = self.translator(batch.images)
         return made
+
+
+def laid_loss(made: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """What outputs (B, C', *spatial) differ by from scans of other people that are laid on the sources."""
+    assert batch.weight is not None
+    loss = regression(made, middle_of(target, made.shape[1]), batch.weight)
+    return loss, {"laid": loss.detach()}
 
 
 def middle_of(stack: Tensor, channels: int) -> Tensor:

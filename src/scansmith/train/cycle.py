@@ -13,6 +13,7 @@ from ..networks import TRANSLATORS
 from ..networks.blocks import CONVOLUTIONS, Shares
 from ..networks.patch_discriminator import PatchDiscriminator
 from ..preprocess import Grid
+from .contrastive import laid_loss
 from .objective import Batch, Objective, Task
 from .recipes import Recipe
 from .translation import settled
@@ -63,12 +64,22 @@ class Cycle(Objective):
         self.averages, self.d_loss, self.g_loss = recipe.ema_fraction > 0, *losses.LOSSES[recipe.loss]
         self._made: tuple[Tensor, Tensor] | None = None
 
+    def resting(self, batch: Batch) -> Sequence[str]:
+        """The discriminators, as long as translators learn from scans that are laid on each other."""
+        return () if batch.adversary > 0.0 else ("discriminators",)
+
     def translators_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of both translators; the discriminators take no gradient here."""
         assert batch.target is not None
         there, back, judges = self.translators.there, self.translators.back, self.discriminators
         made, returned = there(batch.images)[:, 0], back(batch.target)[:, 0]
         self._made = made.detach(), returned.detach()
+        laid: dict[str, Tensor] = {}
+        if batch.laid:
+            both = [laid_loss(one, other, batch)[0] for one, other in ((made, batch.target), (returned, batch.images))]
+            laid["laid"] = torch.stack(both).sum()
+            if batch.adversary == 0.0:
+                return laid["laid"], {"laid": laid["laid"].detach()}
         again = (
             back(coarsened(made, batch))[:, 0] - batch.images,
             there(coarsened(returned, batch))[:, 0] - batch.target,
@@ -79,8 +90,9 @@ class Cycle(Objective):
         for judge, image in ((judges.of_targets, made), (judges.of_sources, returned)):
             scores = judge(image)
             adversarial = adversarial + self.g_loss(torch.zeros_like(scores), scores)
-        logged = {"loss_g": adversarial, "cycle": cycle, "same": same}
-        return adversarial + CYCLE * cycle + SAME * same, {name: one.detach() for name, one in logged.items()}
+        logged = {"loss_g": adversarial, "cycle": cycle, "same": same} | laid
+        loss = adversarial + CYCLE * cycle + laid.get("laid", SAME * same)
+        return loss, {name: one.detach() for name, one in logged.items()}
 
     def discriminators_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of both discriminators, on what was made just before."""

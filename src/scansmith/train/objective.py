@@ -61,6 +61,7 @@ class Batch:
         target: (B, C', *spatial) what the images are to be translated to, or None.
         weight: (B, 1, *spatial) how much each voxel counts, or None.
         adversary: weight of the judge of a translation.
+        laid: whether images and targets are of different people, laid on each other.
     """
 
     images: Tensor
@@ -76,6 +77,7 @@ class Batch:
     target: Tensor | None = None
     weight: Tensor | None = None
     adversary: float = 0.0
+    laid: bool = False
 
     def positions(self, sets: int) -> Tensor:
         """Where the images of `sets` batches, one after the other, lie among those of all processes."""

@@ -140,6 +140,7 @@ _UNPAIRED: dict[str, Any] = {
     "augment": 0.0,
     "learning_rate": 4e-4,
     "learning_rate_end": 1e-4,
+    "burn_in": 0.3,  # as long as scans are laid on each other, see `unpaired.LAID`
     "beta1": 0.5,
     "beta2": 0.99,
     "beta2_end": 0.99,

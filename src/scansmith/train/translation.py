@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .. import losses
 from ..networks import TRANSLATORS
@@ -21,6 +22,7 @@ LEVELS = (0.05, 0.95)  # quantiles that the bounds learn
 SETTLING = 16  # images that batch norm's statistics are taken from at a time
 # Of a field that says what pairs are apart, in voxels: of its slope, and of what a whole batch is moved alike.
 SMOOTH, CENTRED = 0.1, 0.01
+LEAST_GRAIN = 1e-4  # of a target without any
 
 
 class Translation(Objective):
@@ -29,8 +31,8 @@ class Translation(Objective):
     Its loss is the absolute error in the body, a quarter of 1 - SSIM and of the error of differences between neighbours, half the
     squared error, and the pinball loss of both bounds (Koenker 1978), which leaves the middle alone.
 
-    With `recipe.adversary` a discriminator of patches, told the source (Isola 2017), judges the middle once regression has found
-    the anatomy. With `recipe.registered` a small network learns what is left between output and target (Kong 2021), and the
+    With `recipe.adversary` a discriminator of patches, told the source (Isola 2017), judges the middle and its texture once
+    regression has found the anatomy. With `recipe.registered` a small network learns what is left between output and target (Kong 2021), and the
     output is compared where it has been moved to; in use nothing is moved.
     """
 
@@ -47,7 +49,8 @@ class Translation(Objective):
         self.averages, self.d_loss, self.g_loss = recipe.ema_fraction > 0, *losses.LOSSES[recipe.loss]
         helpers: dict[str, nn.Module] = {}
         if recipe.adversary > 0.0:
-            helpers["discriminator"] = PatchDiscriminator(task.channels + task.made, grid.dimensions, recipe.width)
+            shown = task.channels + 2 * task.made
+            helpers["discriminator"] = PatchDiscriminator(shown, grid.dimensions, recipe.width, normalized=False)
         if recipe.registered:
             helpers["registrar"] = Registrar(2 * task.made, grid.dimensions)
         for name, network in helpers.items():
@@ -67,9 +70,9 @@ class Translation(Objective):
 
     def discriminator_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the judge, which sees sources with their targets and with what was made."""
-        assert batch.target is not None
+        assert batch.target is not None and batch.weight is not None
         middle = self.made(batch)[:, 0].detach()
-        both = torch.cat([beside(batch.images, batch.target), beside(batch.images, middle)])
+        both = torch.cat([shown(one, batch.images, batch.target, batch.weight) for one in (batch.target, middle)])
         real, fake = self.get_submodule("discriminator")(both).chunk(2)
         loss = self.d_loss(real, fake)
         return loss, {"loss_d": loss.detach(), "gap": (real - fake).mean().detach()}
@@ -96,14 +99,13 @@ class Translation(Objective):
             planes = moved(planes.flatten(1, 2), field).unflatten(1, planes.shape[1:3])
         middle, lower, upper = planes.unbind(1)
         error = losses.absolute(middle, real, weight)
-        loss = error + STRUCTURE * losses.structural(middle, real, weight) + EDGES * losses.edges(middle, real, weight)
-        loss = loss + SQUARE * losses.squared(middle, real, weight)
+        loss = regression(middle, real, weight)
         still = middle.detach() - middle  # what the bounds say about the middle is not heard
         loss = loss + losses.pinball(lower + still, real, LEVELS[0], weight)
         loss = loss + losses.pinball(upper + still, real, LEVELS[1], weight)
         if batch.adversary > 0.0:
             judge = self.get_submodule("discriminator")
-            scores = judge(beside(batch.images, middle))
+            scores = judge(shown(middle, batch.images, real, weight))
             loss = loss + batch.adversary * self.g_loss(torch.zeros_like(scores), scores)
         return loss, {"loss_g": loss.detach(), "error": error.detach()}
 
@@ -118,12 +120,30 @@ class Translation(Objective):
         return made
 
 
+def regression(middle: Tensor, real: Tensor, weight: Tensor) -> Tensor:
+    """What a translation differs by from its target: absolute and squared error, structure and edges."""
+    loss = losses.absolute(middle, real, weight) + SQUARE * losses.squared(middle, real, weight)
+    return loss + STRUCTURE * losses.structural(middle, real, weight) + EDGES * losses.edges(middle, real, weight)
+
+
 def settled(network: nn.Module, images: Tensor) -> None:
     """Batch norm's statistics of a network whose weights are an average, over patches."""
     parts = ((part,) for part in images.split(SETTLING) if len(part) == SETTLING or len(images) < SETTLING)
     take_statistics(network, parts)
 
 
-def beside(source: Tensor, image: Tensor) -> Tensor:
-    """What the judge sees: an image with the source it belongs to, (B, C + C', *spatial)."""
-    return torch.cat([source, image.to(source.dtype)], 1)
+def shown(image: Tensor, source: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """What the judge sees of a target or of what was made of the source: source, image and its texture, (B, C + 2 C', *spatial).
+
+    Texture is what differs from the mean of the neighbours, in units of that of the target where it counts, and compressed: grain of
+    some HU is a hundredth of the range of values, and a judge of values alone is blind to it (docs/log.md).
+    """
+    usual = (grain(target).abs() * weight).flatten(1).sum(1) / weight.expand_as(target).flatten(1).sum(1)
+    scale = usual.clamp_min(LEAST_GRAIN).reshape(-1, *(1 for _ in image.shape[1:]))
+    return torch.cat([source, image.to(source.dtype), torch.asinh(grain(image) / scale).to(source.dtype)], 1)
+
+
+def grain(image: Tensor) -> Tensor:
+    """An image (B, C, *spatial) without the mean of each voxel's neighbours."""
+    pool = F.avg_pool2d if image.ndim == 4 else F.avg_pool3d
+    return image - pool(image, 3, stride=1, padding=1, count_include_pad=False)

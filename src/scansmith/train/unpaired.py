@@ -19,6 +19,7 @@ from ..metrics import random_conv
 from ..metrics.energy import energy_distance
 from ..pairings import Pairing
 from ..pairings.base import BODY, WHOLE
+from ..pairings.laid import lay
 from ..runtime import derive_seed
 from . import watch
 from .feed import epochs
@@ -30,6 +31,7 @@ from .recipes import Recipe, Values
 SHOWN = 8  # images in a sheet
 PLACES = (1 / 3, 2 / 3)  # along each axis, of the patches whose features are compared
 SAME_VOXELS = 1.25  # times, that voxel sizes of both kinds may differ
+LAID = 0.3  # of the run is learned from sources laid under targets
 DIFFERS = 0.15  # in shares of a label, or of the image that is body, from which on it is said
 
 
@@ -49,11 +51,13 @@ class Unpaired:
     Attributes:
         sources, targets: patches of either; of a `Pairs` only what cuts patches is used.
         compared: rows of validation targets, else of training targets.
+        laid: sources under targets with alike outlines, which the run begins with; None where outlines differ.
     """
 
     sources: Pairs
     targets: Pairs
     compared: np.ndarray
+    laid: Pairs | None = None
 
     @property
     def rows(self) -> np.ndarray:
@@ -69,6 +73,11 @@ class Unpaired:
 
     def draw(self, recipe: Recipe, step: int, group: Group, now: Values) -> Batch:
         """This process's part of the batch of one step: a function of the seed and the step alone."""
+        if self.laid is not None:
+            alone = step * recipe.batch < LAID * recipe.images
+            drawn = self.laid.draw(recipe, step, group, now)
+            random = torch.Generator().manual_seed(derive_seed(recipe.seed, "step", step))
+            return replace(drawn, random=random, laid=True, adversary=0.0 if alone else 1.0)
         part = group.part(recipe.batch)
         sides = [
             self._patches(side, replace(recipe, seed=derive_seed(recipe.seed, name)), step, part)
@@ -78,7 +87,7 @@ class Unpaired:
         return Batch(
             images, None, None, torch.zeros(len(images), 1), 0.0, 0.0,
             torch.Generator().manual_seed(derive_seed(recipe.seed, "step", step)),
-            whole=recipe.batch if group.size > 1 else None, part=part, target=target,
+            whole=recipe.batch if group.size > 1 else None, part=part, target=target, adversary=1.0,
         )  # fmt: skip
 
     def _patches(self, side: Pairs, recipe: Recipe, step: int, part: slice) -> Tensor:
@@ -181,7 +190,9 @@ def gather(data: Dataset, other: Dataset, recipe: Recipe, patch: Sequence[int]) 
         most, box = ticked(recipe, patch, one.shape[1:])
         seen.append(reference[np.unique(np.linspace(0, len(reference) - 1, min(most, len(reference))).astype(int))])
         sides.append(Pairs(pairing, rows, seen[-1], "none", tuple(patch), (0.0, 1.0), "unpaired", box))
-    return Unpaired(sides[0], sides[1], seen[1])
+    outlines = lay(sides[0].pairing, sides[1].pairing)
+    laid = replace(sides[0], pairing=outlines, rows=np.array(sorted(outlines.outlines))) if outlines.usable else None
+    return Unpaired(sides[0], sides[1], seen[1], laid)
 
 
 def channels(data: Dataset) -> int:
