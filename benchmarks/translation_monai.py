@@ -8,9 +8,9 @@ whole, MONAI cuts them all; the row "in windows" cuts ours too. Memory is the hi
 before. Differences are those of the middle, in HU, as if [-1, 1] were [-1024, 3071].
 
 Training: T1 -> CT of phantoms, and MR -> CT of Harvard slices where SHARED_DATA is given, which `scansmith train` learns in the
-minutes. MONAI's BasicUNet with as many parameters gets the same processor seconds, patch, batch, precision and layout: random
-crops, mirrored half of the time, L1, Adam, one run for each of `--rates`, of which that with the least error on validation patients
-counts. Both are judged by `scansmith evaluate`, MONAI's through its own windows. Images/s at equal patch and batch are timed in
+minutes. MONAI's UNet (two residual units, strides) and BasicUNet with as many parameters get the same processor seconds, patch,
+batch, precision and layout: random crops, mirrored half of the time, L1, Adam, one run for each of `--rates`, of which that with the
+least error on validation patients counts. All are judged by `scansmith evaluate`, MONAI's through its own windows. Images/s at equal patch and batch are timed in
 turns, in processor time, so that what else the machine does counts less; those of the whole run include probe, ticks and drawing.
 """
 
@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ import numpy as np
 import torch
 from monai.inferers import sliding_window_inference
 from monai.networks.nets import BasicUNet
+from monai.networks.nets import UNet as StridedUNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 from translation_sets import harvard
@@ -201,13 +203,27 @@ class Windowed(nn.Module):
         return torch.stack([made, made, made], 1)
 
 
-def basic_unet(pairing: Pairing, parameters: int) -> BasicUNet:
-    """MONAI's BasicUNet, as wide as has most nearly so many parameters."""
-    torch.manual_seed(0)
+def basic_unet(dimensions: int, channels: int, out_channels: int, width: int) -> nn.Module:
+    """MONAI's BasicUNet."""
+    features = (width, width, 2 * width, 4 * width, 8 * width, width)
+    return BasicUNet(dimensions, channels, out_channels, features)
 
-    def made(width: int) -> BasicUNet:
-        features = (width, width, 2 * width, 4 * width, 8 * width, width)
-        return BasicUNet(len(pairing.data.shape) - 1, pairing.in_channels, pairing.out_channels, features)
+
+def strided_unet(dimensions: int, channels: int, out_channels: int, width: int) -> nn.Module:
+    """MONAI's UNet with five levels and two residual units in each, as in its tutorials."""
+    features = tuple(width * 2**level for level in range(5))
+    return StridedUNet(dimensions, channels, out_channels, features, (2, 2, 2, 2), num_res_units=2)
+
+
+RIVALS = {"MONAI UNet": strided_unet, "MONAI BasicUNet": basic_unet}
+
+
+def rival(who: str, pairing: Pairing, parameters: int) -> nn.Module:
+    """A network of MONAI, as wide as has most nearly so many parameters."""
+
+    def made(width: int) -> nn.Module:
+        torch.manual_seed(0)
+        return RIVALS[who](len(pairing.data.shape) - 1, pairing.in_channels, pairing.out_channels, width)
 
     return min((made(width) for width in range(4, 65, 2)), key=lambda net: abs(size(net) - parameters))
 
@@ -291,12 +307,12 @@ def steps_in_turns(
     target = torch.randn(recipe.batch, pairing.out_channels, *patch, generator=random)
     own = clock.stepper(recipe)
     plain = {
-        f"MONAI, {precision}": PlainLoop(
-            basic_unet(pairing, parameters),
+        f"{who}, {precision}": PlainLoop(
+            rival(who, pairing, parameters),
             replace(recipe, precision=precision, channels_last=recipe.channels_last and precision == recipe.precision),
             1e-3,
         )
-        for precision in dict.fromkeys(("fp32", recipe.precision))
+        for who, precision in product(RIVALS, dict.fromkeys(("fp32", recipe.precision)))
     }
     seconds: dict[str, list[float]] = {"ours": [], **{name: [] for name in plain}}
     for turn in range(rounds + 1):
@@ -324,26 +340,28 @@ def compared(name: str, root: Path, minutes: float, rates: list[float], rounds: 
     opened = model.load(root / "run" / "model")
     recipe = Recipe(**opened.config["recipe"])
     patch = tuple(opened.config["translation"]["patch"])
-    parameters, tried = size(opened.generator), []
-    for rate in rates:
-        net = basic_unet(pairing, parameters)
-        shown = learned(net, pairing, recipe, patch, rate, seconds)
-        windowed = Windowed(net, patch)
-        tried.append((validation_error(windowed, pairing), rate, shown, windowed))
-        print(f"{name}: MONAI at {rate:g}: validation error {tried[-1][0]:.4f}, {shown:,} images", file=sys.stderr)
-    _, rate, shown, best = min(tried, key=lambda one: one[0])
+    parameters = {"ours": size(opened.generator)}
+    judged = {"ours": evaluate_translation(pairing.data, opened, root / "evaluated")}
+    images, chosen = {"ours": result["images"]}, {}
     alike = {
         **opened.config,
         "translation": {**opened.config["translation"], "calibration": {"factor": 1.0, "words": "no bounds"}},
     }
-    judged = {
-        "ours": evaluate_translation(pairing.data, opened, root / "evaluated"),
-        "MONAI": evaluate_translation(pairing.data, model.Model(best, alike, "monai"), root / "evaluated-monai"),
-    }
+    for who in RIVALS:
+        tried = []
+        for rate in rates:
+            net = rival(who, pairing, parameters["ours"])
+            shown = learned(net, pairing, recipe, patch, rate, seconds)
+            windowed = Windowed(net, patch)
+            tried.append((validation_error(windowed, pairing), rate, shown, windowed))
+            print(f"{name}: {who} at {rate:g}: validation error {tried[-1][0]:.4f}, {shown:,} images", file=sys.stderr)
+        _, chosen[who], images[who], best = min(tried, key=lambda one: one[0])
+        parameters[who] = size(best)
+        judged[who] = evaluate_translation(pairing.data, model.Model(best, alike, who), root / f"evaluated {who}")
     about = {
-        "parameters": {"ours": parameters, "MONAI": size(best)}, "images": {"ours": result["images"], "MONAI": shown},
-        "rate": rate, "seconds": seconds, "patch": list(patch), "batch": recipe.batch, "precision": recipe.precision,
-        "steps": steps_in_turns(pairing, recipe, patch, parameters, rounds), "units": judged["ours"]["units"],
+        "parameters": parameters, "images": images,
+        "rates": chosen, "seconds": seconds, "patch": list(patch), "batch": recipe.batch, "precision": recipe.precision,
+        "steps": steps_in_turns(pairing, recipe, patch, parameters["ours"], rounds), "units": judged["ours"]["units"],
         "patients": judged["ours"]["patients"],
         "metrics": {who: one["metrics"]["translation"] for who, one in judged.items()},
         "line": judged["ours"]["metrics"]["line"],
@@ -353,7 +371,7 @@ def compared(name: str, root: Path, minutes: float, rates: list[float], rounds: 
 
 
 def training_rows(name: str, found: Mapping[str, Any]) -> list[str]:
-    """Two rows of the table of trainings."""
+    """A row for each in the table of trainings."""
     rows = []
     for who, metrics in found["metrics"].items():
         rates = {label: rate for label, rate in found["steps"].items() if label.startswith(who)}
@@ -418,7 +436,7 @@ def main() -> None:
             found = compared(name, root, minutes, rates, rounds)
             lines += training_rows(name, found)
             notes.append(
-                f"{name}: {found['patients']} held-out patients, patch {' x '.join(map(str, found['patch']))}, batch {found['batch']}, {found['precision']}, {found['seconds']:.0f} processor seconds each; a straight line {found['line']['mae']['value']:.3g} {found['units']}; MONAI at a rate of {found['rate']:g}."
+                f"{name}: {found['patients']} held-out patients, patch {' x '.join(map(str, found['patch']))}, batch {found['batch']}, {found['precision']}, {found['seconds']:.0f} processor seconds each; a straight line {found['line']['mae']['value']:.3g} {found['units']}; rates of Adam {found['rates']}."
             )
         lines += ["", *notes]
     text = "\n".join(lines) + "\n"

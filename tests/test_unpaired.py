@@ -25,6 +25,7 @@ from scansmith.train.objective import Batch, Task
 from scansmith.train.objectives import OBJECTIVES
 from scansmith.train.parallel import Group
 from scansmith.train.recipes import RECIPES, chosen, schedule
+from scansmith.train.translation import grain, textured
 from scansmith.translator import translated
 
 RECIPE = replace(RECIPES["contrastive"], width=4, batch=4, images=64, threads=1, train_images=8, target=32)
@@ -144,6 +145,27 @@ class Same(torch.nn.Module):
         return x[:, None]
 
 
+@pytest.mark.parametrize("shape", [(24, 20), (10, 12, 14)])
+def test_texture_is_seen_in_units_of_the_targets_and_whatever_the_range(shape):
+    random = torch.Generator().manual_seed(0)
+    places = torch.stack(torch.meshgrid(*(torch.linspace(-1, 1, side) for side in shape), indexing="ij"))
+    flat = places.sum(0).expand(2, 1, *shape)  # a slope has no texture, but at its borders
+    inner = (..., *(slice(1, -1),) * len(shape))
+    assert grain(flat)[inner].abs().max() < 1e-6
+    target = 0.01 * torch.randn(2, 1, *shape, generator=random)
+    image, texture = textured(flat + target, target).chunk(2, 1)
+    assert torch.equal(image, flat + target)
+    assert texture[inner].abs().mean() == pytest.approx(0.8, abs=0.1)  # mean asinh |n| with mean |n| = 1
+    _, more = textured(30.0 * (flat + target), 30.0 * target).chunk(2, 1)
+    torch.testing.assert_close(more, texture, atol=1e-4, rtol=1e-4)
+    weight = torch.ones(2, 1, *shape)
+    weight[..., : shape[-1] // 2] = 0.0  # what does not count may be of any grain
+    coarse = target.clone()
+    coarse[..., : shape[-1] // 2 - 2] *= 100.0
+    torch.testing.assert_close(textured(target, coarse, weight), textured(target, target, weight))
+    assert not torch.allclose(textured(target, coarse), textured(target, target))
+
+
 def test_translators_that_change_nothing_lose_only_what_is_blurred_and_the_judges_scores():
     objective, batch = an_objective("cycle"), a_batch()
     objective.translators.there = objective.translators.back = Same()
@@ -151,8 +173,11 @@ def test_translators_that_change_nothing_lose_only_what_is_blurred_and_the_judge
     blurred = sum((coarsened(one, batch) - one).abs().mean() for one in (batch.images, batch.target))
     judges = objective.discriminators
     fooled = sum(
-        (judge(image) - 1.0).square().mean() / 2.0
-        for judge, image in ((judges.of_targets, batch.images), (judges.of_sources, batch.target))
+        (judge(textured(image, real)) - 1.0).square().mean() / 2.0
+        for judge, image, real in (
+            (judges.of_targets, batch.images, batch.target),
+            (judges.of_sources, batch.target, batch.images),
+        )
     )
     assert float(logged["same"]) == 0.0
     torch.testing.assert_close(logged["cycle"], blurred)

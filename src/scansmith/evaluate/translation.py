@@ -17,7 +17,7 @@ from ..model import Model
 from ..pairings import Pairing, Several, cases_of, pairing
 from ..pairings.familiar import case_features
 from ..runtime import Progress, choose_device, derive_seed, write_json
-from . import erasure, subsets, variation
+from . import erasure, floor, subsets, variation
 from .constant import Beside, inside
 from .held_out import Scan, translated_scan
 from .numbers import (
@@ -77,7 +77,8 @@ def evaluate_translation(
         seed: of the draws of patients and of the lesions that are inserted.
 
     Returns:
-        {"task", "split", "patients", "metrics": method -> name -> {"value", "interval", "each"}, "coverage", "width", "constant",
+        {"task", "split", "patients", "metrics": method -> name -> {"value", "interval", "each"}, where the method "floor" is a second
+        real scan with noise of its own, "coverage", "width", "constant",
         "variation", "lesions", "familiar", "pictures", "units", "words"}; what a model or dataset does not have is None.
 
     Raises:
@@ -136,7 +137,8 @@ def count(
     with Progress("evaluating", len(cases), "scans") as progress:
         for number, rows in enumerate(cases):
             scan = translated_scan(pairs, rows, model, device)
-            for method, made in methods(scan, levels).items():
+            floors = {"floor": floor.repeated(scan, derive_seed(seed, "floor", number))}
+            for method, made in (methods(scan, levels) | floors).items():
                 found = judged(scan, made, units)
                 if settings["task"] == "denoise" and units == "HU":
                     found |= as_shown(scan, made)
@@ -261,7 +263,8 @@ def verdict(result: Mapping[str, Any]) -> str:
     best = min(others, key=others.__getitem__)
     found = f"Mean absolute error in the body of {who}: {own['value']:.3g}{spread} {units}, "
     if own["value"] < others[best]:
-        return f"{found}{own['value'] / others[best]:.0%} of the best simple method's ({best}, {others[best]:.3g} {units})."
+        floors = result["metrics"]["floor"]["mae"]["value"]
+        return f"{found}{own['value'] / others[best]:.0%} of the best simple method's ({best}, {others[best]:.3g} {units}); two real scans that differ in noise alone would be {floors:.2g} {units} apart."
     return f"{found}no better than {best} ({others[best]:.3g} {units}): do not use this model."
 
 

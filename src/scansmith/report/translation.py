@@ -23,7 +23,7 @@ TASKS = {
 }  # fmt: skip
 METHODS = {
     "translation": "This model", "segmentation": "This model", "line": "Straight line through the values", "histogram": "Matched histograms",
-    "identity": "The source as it is", "threshold": "Threshold on intensity", "atlas": "Mean of the training masks",
+    "identity": "The source as it is", "floor": "Reference, its noise anew (floor)", "threshold": "Threshold on intensity", "atlas": "Mean of the training masks",
 }  # fmt: skip
 # First word of a metric -> title, unit (None: the result's), what is better.
 METRICS: dict[str, tuple[str, str | None, str]] = {
@@ -147,7 +147,7 @@ def row(name: str, folder: RunFolder, methods: list[str]) -> dict[str, Any]:
         value = entry.get("value")
         cells.append({"value": number(value), "interval": interval(entry.get("interval"), value), "best": False})
         score = None if value is None else -value if better == "lower" else value
-        if score is not None and better and (best is None or score > best[0]):
+        if score is not None and better and method != "floor" and (best is None or score > best[0]):
             best = (score, cells[-1])
     if best is not None:
         best[1]["best"] = True

@@ -15,7 +15,7 @@ from ..networks.resnet import ResNet
 from ..preprocess import Grid
 from .objective import Batch, Objective, Task
 from .recipes import Recipe
-from .translation import regression, settled
+from .translation import regression, settled, textured
 
 PLACES = 256  # of each map that are compared
 LENGTH = 128  # of what a place is described by
@@ -42,7 +42,7 @@ class Contrastive(Objective):
             "in_channels": task.channels, "out_channels": task.made, "dimensions": grid.dimensions, "width": recipe.width,
         }  # fmt: skip
         self.translator = ResNet(**self.generator_arguments)
-        self.discriminator = PatchDiscriminator(task.made, grid.dimensions, recipe.width, normalized=False)
+        self.discriminator = PatchDiscriminator(2 * task.made, grid.dimensions, recipe.width, normalized=False)
         self.heads = nn.ModuleList(
             nn.Sequential(nn.Linear(width, LENGTH), nn.ReLU(), nn.Linear(LENGTH, LENGTH))
             for width in self.translator.widths
@@ -62,7 +62,7 @@ class Contrastive(Objective):
         self._made = self.translator.decoded(maps[-1])[:, 0]
         self._maps = self.pairs_of(maps, batch.images, self._made)
         real = middle_of(batch.target, self._made.shape[1])
-        both = torch.cat([real, self._made.detach().to(real.dtype)])
+        both = torch.cat([textured(one, real, batch.weight) for one in (real, self._made.detach().to(real.dtype))])
         real_scores, fake_scores = self.discriminator(both).chunk(2)
         loss = self.d_loss(real_scores, fake_scores)
         return loss, {"loss_d": loss.detach(), "gap": (real_scores - fake_scores).mean().detach()}
@@ -79,7 +79,7 @@ class Contrastive(Objective):
         assert self._made is not None
         made, maps = self._made, self._maps
         self._made, self._maps = None, []
-        scores = self.discriminator(made)
+        scores = self.discriminator(textured(made, middle_of(batch.target, made.shape[1]), batch.weight))
         adversarial = self.g_loss(torch.zeros_like(scores), scores)
         contrast = self.contrast(maps, batch)
         loss = ADVERSARY * adversarial + CONTRAST * contrast

@@ -16,7 +16,7 @@ from ..preprocess import Grid
 from .contrastive import laid_loss
 from .objective import Batch, Objective, Task
 from .recipes import Recipe
-from .translation import settled
+from .translation import settled, textured
 
 # Zhu 2017, sections 4 and 5.2. Without the second the inverted contrast is as good a solution as the right one: on phantoms air became
 # bright and tissue dark.
@@ -59,7 +59,7 @@ class Cycle(Objective):
         }  # fmt: skip
         self.translators = Both(*(TRANSLATORS[recipe.generator](**self.generator_arguments) for _ in range(2)))
         self.discriminators = Judges(
-            *(PatchDiscriminator(task.made, grid.dimensions, recipe.width, normalized=False) for _ in range(2))
+            *(PatchDiscriminator(2 * task.made, grid.dimensions, recipe.width, normalized=False) for _ in range(2))
         )
         self.averages, self.d_loss, self.g_loss = recipe.ema_fraction > 0, *losses.LOSSES[recipe.loss]
         self._made: tuple[Tensor, Tensor] | None = None
@@ -87,8 +87,11 @@ class Cycle(Objective):
         kept = there(batch.target)[:, 0] - batch.target, back(batch.images)[:, 0] - batch.images
         cycle, same = (torch.stack([error.abs().mean() for error in errors]).sum() for errors in (again, kept))
         adversarial = torch.zeros((), device=made.device)
-        for judge, image in ((judges.of_targets, made), (judges.of_sources, returned)):
-            scores = judge(image)
+        for judge, image, real in (
+            (judges.of_targets, made, batch.target),
+            (judges.of_sources, returned, batch.images),
+        ):
+            scores = judge(textured(image, real, batch.weight))
             adversarial = adversarial + self.g_loss(torch.zeros_like(scores), scores)
         logged = {"loss_g": adversarial, "cycle": cycle, "same": same} | laid
         loss = adversarial + CYCLE * cycle + laid.get("laid", SAME * same)
@@ -105,7 +108,8 @@ class Cycle(Objective):
             (judges.of_targets, batch.target, made),
             (judges.of_sources, batch.images, returned),
         ):
-            real_scores, fake_scores = judge(torch.cat([real, fake.to(real.dtype)])).chunk(2)
+            both = torch.cat([textured(one, real, batch.weight) for one in (real, fake.to(real.dtype))])
+            real_scores, fake_scores = judge(both).chunk(2)
             loss = loss + self.d_loss(real_scores, fake_scores)
             gap = gap + (real_scores - fake_scores).mean().detach() / 2.0
         return loss, {"loss_d": loss.detach(), "gap": gap}

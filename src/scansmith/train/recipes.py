@@ -178,7 +178,7 @@ RECIPES: dict[str, Recipe] = {
         "paired",
         generator="unet",
         discriminator="patch",
-        adversary=0.01,
+        adversary=0.1,
         burn_in=ADVERSARY[0],
         loss="least_squares",
         **_ENCODED | {"batch": 4},

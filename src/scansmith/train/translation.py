@@ -22,7 +22,7 @@ LEVELS = (0.05, 0.95)  # quantiles that the bounds learn
 SETTLING = 16  # images that batch norm's statistics are taken from at a time
 # Of a field that says what pairs are apart, in voxels: of its slope, and of what a whole batch is moved alike.
 SMOOTH, CENTRED = 0.1, 0.01
-LEAST_GRAIN = 1e-4  # of a target without any
+LEAST_GRAIN = 0.002  # of a target with hardly any
 
 
 class Translation(Objective):
@@ -133,14 +133,20 @@ def settled(network: nn.Module, images: Tensor) -> None:
 
 
 def shown(image: Tensor, source: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """What the judge sees of a target or of what was made of the source: source, image and its texture, (B, C + 2 C', *spatial).
+    """What the judge sees of a target or of what was made of the source: source, image and its texture, (B, C + 2 C', *spatial)."""
+    return torch.cat([source, textured(image, target, weight).to(source.dtype)], 1)
+
+
+def textured(image: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """An image with its texture, (B, 2 C', *spatial).
 
     Texture is what differs from the mean of the neighbours, in units of that of the target where it counts, and compressed: grain of
     some HU is a hundredth of the range of values, and a judge of values alone is blind to it (docs/log.md).
     """
-    usual = (grain(target).abs() * weight).flatten(1).sum(1) / weight.expand_as(target).flatten(1).sum(1)
+    weight = torch.ones_like(target) if weight is None else weight.expand_as(target)
+    usual = (grain(target).abs() * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
     scale = usual.clamp_min(LEAST_GRAIN).reshape(-1, *(1 for _ in image.shape[1:]))
-    return torch.cat([source, image.to(source.dtype), torch.asinh(grain(image) / scale).to(source.dtype)], 1)
+    return torch.cat([image, torch.asinh(grain(image) / scale)], 1)
 
 
 def grain(image: Tensor) -> Tensor:
