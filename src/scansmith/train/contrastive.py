@@ -19,7 +19,9 @@ from .translation import regression, settled, textured
 
 PLACES = 256  # of each map that are compared
 LENGTH = 128  # of what a place is described by
-ADVERSARY = 1.0
+# Beside scans that are laid on the sources the others weigh less: with 1 and 1 the source's grey values came back (Harvard MR -> CT 92,
+# with .2 and .01 73; docs/log.md).
+LAID_ADVERSARY, LAID_CONTRAST = 0.2, 0.01
 CONTRAST, STRUCTURE = 1.0, 1.0  # weights beside the adversary's: Park 2020, section 3.3, and edges
 SAME = 5.0  # of what a target is changed by; that its places stay recognisable, as in Park 2020, says nothing of their values
 
@@ -82,13 +84,13 @@ class Contrastive(Objective):
         scores = self.discriminator(textured(made, middle_of(batch.target, made.shape[1]), batch.weight))
         adversarial = self.g_loss(torch.zeros_like(scores), scores)
         contrast = self.contrast(maps, batch)
-        loss = ADVERSARY * adversarial + CONTRAST * contrast
         logged = {"loss_g": adversarial, "contrast": contrast}
         if batch.laid:
             logged["laid"], _ = laid_loss(made, batch.target, batch)
-            return loss + logged["laid"], {name: one.detach() for name, one in logged.items()}
+            loss = logged["laid"] + LAID_ADVERSARY * adversarial + LAID_CONTRAST * contrast
+            return loss, {name: one.detach() for name, one in logged.items()}
         logged["edges"] = losses.gradient_field(made, middle_of(batch.images, made.shape[1]))
-        loss = loss + STRUCTURE * logged["edges"]
+        loss = adversarial + CONTRAST * contrast + STRUCTURE * logged["edges"]
         if self.compares_same(batch):
             kept = self.translator(batch.target)[:, 0]
             logged["same"] = (kept - middle_of(batch.target, kept.shape[1])).abs().mean()

@@ -73,7 +73,8 @@ def some_batch(recipe: Recipe, count: int, task: Task, grid: Grid) -> Batch:
     if not task.made:
         return batch
     target, weight = torch.empty(count, task.made, *grid.shape), torch.ones(count, 1, *grid.shape)
-    return replace(batch, target=target, weight=weight, adversary=recipe.adversary)
+    heard = 1.0 if recipe.task == "unpaired" else recipe.adversary
+    return replace(batch, target=target, weight=weight, adversary=heard)
 
 
 def one_step(objective: nn.Module, batch: Batch, precision: str) -> None:

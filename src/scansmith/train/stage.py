@@ -148,7 +148,8 @@ def run_training(
         learned: Feed
         if other:
             learned = unpaired.gather(data, other, recipe, grid.shape)
-            reasons = [*reasons, *(words for words in unpaired.differences(data, other) if words not in reasons)]
+            more = [learned.plan(), *unpaired.differences(data, other)]
+            reasons = [*reasons, *(words for words in more if words not in reasons)]
         elif pairing:
             learned = pairs.gather(pairing, recipe, grid.shape)
         else:

@@ -19,7 +19,7 @@ from ..metrics import random_conv
 from ..metrics.energy import energy_distance
 from ..pairings import Pairing
 from ..pairings.base import BODY, WHOLE
-from ..pairings.laid import lay
+from ..pairings.laid import FAR, lay
 from ..runtime import derive_seed
 from . import watch
 from .feed import epochs
@@ -52,12 +52,14 @@ class Unpaired:
         sources, targets: patches of either; of a `Pairs` only what cuts patches is used.
         compared: rows of validation targets, else of training targets.
         laid: sources under targets with alike outlines, which the run begins with; None where outlines differ.
+        unlike: how much outlines differ, see `pairings.laid`.
     """
 
     sources: Pairs
     targets: Pairs
     compared: np.ndarray
     laid: Pairs | None = None
+    unlike: float = 0.0
 
     @property
     def rows(self) -> np.ndarray:
@@ -170,6 +172,12 @@ class Unpaired:
             },
         }  # fmt: skip
 
+    def plan(self) -> str:
+        """How the run begins."""
+        if self.laid is None:
+            return f"outlines of sources and targets differ too much to lay scans on each other ({self.unlike:.2f}, below {FAR:g} is wanted): scans of other body parts or cuts are harder to learn"
+        return f"each source is laid under targets with the most alike outlines (they differ by {self.unlike:.2f}, 0 is the same): regression from such poor pairs alone for {LAID:.0%} of the run, then with a discriminator"
+
     def turned_round(self) -> Unpaired:
         """The same for the way back."""
         return Unpaired(self.targets, self.sources, self.sources.seen)
@@ -192,7 +200,7 @@ def gather(data: Dataset, other: Dataset, recipe: Recipe, patch: Sequence[int]) 
         sides.append(Pairs(pairing, rows, seen[-1], "none", tuple(patch), (0.0, 1.0), "unpaired", box))
     outlines = lay(sides[0].pairing, sides[1].pairing)
     laid = replace(sides[0], pairing=outlines, rows=np.array(sorted(outlines.outlines))) if outlines.usable else None
-    return Unpaired(sides[0], sides[1], seen[1], laid)
+    return Unpaired(sides[0], sides[1], seen[1], laid, outlines.difference)
 
 
 def channels(data: Dataset) -> int:
