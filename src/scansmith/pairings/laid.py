@@ -15,7 +15,7 @@ from scipy import ndimage
 from ..runtime import derive_seed
 from .base import AIR, BODY, WHOLE, Pairing, Part
 
-MOST = 512  # scans, or slices, of each kind that are laid on each other
+MOST = {2: 512, 3: 64}  # slices or volumes of each kind that are laid on each other
 ALIKE = 8  # of the other kind that a source is laid under, one at a time
 COARSE = 96  # voxels of the longest side of what outlines are found in
 THUMB = 24  # voxels a side of an outline that is compared
@@ -128,8 +128,8 @@ def lay(sources: Pairing, targets: Pairing) -> Laid:
     """Training scans of one kind under those of another with the most alike outlines."""
     found = []
     for pairing in (sources, targets):
-        rows = pairing.rows("train")
-        chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(MOST, len(rows))).astype(int))]
+        rows, most = pairing.rows("train"), MOST[len(pairing.data.shape) - 1]
+        chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))]
         found.append({int(row): outline(pairing.target(int(row))[0]) for row in chosen})
     own, its = found
     rows = np.array(list(its))
