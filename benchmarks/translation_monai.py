@@ -390,15 +390,16 @@ def metric_words(metric: Mapping[str, Any]) -> str:
 
 
 def prepared(out: Path, shared: Path | None, patients: int) -> dict[str, Path]:
-    """Folders whose `data` is prepared: phantoms and, where there is shared data, Harvard slices."""
-    phantoms = out / "phantom"
-    if not (phantoms / "data" / "dataset.json").is_file():
+    """Folders whose `data` is prepared: phantoms, unless there are none, and Harvard slices, where there is shared data."""
+    phantoms, found = out / "phantom", {}
+    if patients and not (phantoms / "data" / "dataset.json").is_file():
         for modality in ("T1", "CT"):  # the same patients
             phantom(phantoms / "made", patients=patients, modality=modality, slices=8, size=128, format="nifti")  # type: ignore[arg-type]
         prepare(
             phantoms / "made" / "scans", phantoms / "data", pairs="*T1*:*CT*", modality="MR:CT", labels="none", masks="none",
         )  # fmt: skip
-    found = {"phantom T1 -> CT": phantoms}
+    if patients:
+        found["phantom T1 -> CT"] = phantoms
     if shared:
         if not (out / "harvard" / "data" / "dataset.json").is_file():
             harvard(shared, out / "harvard")
@@ -412,7 +413,7 @@ def main() -> None:
     parser.add_argument("--harvard", type=Path, help="folder of the shared sets")
     parser.add_argument("--minutes", type=float, default=10.0, help="of each training")
     parser.add_argument("--rates", default="1e-3,3e-4", help="of MONAI's Adam")
-    parser.add_argument("--patients", type=int, default=160, help="phantoms")
+    parser.add_argument("--patients", type=int, default=160, help="phantoms; 0: none")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", choices=["inference", "training"])
     parser.add_argument("--quick", action="store_true", help="small scans, one minute, one rate: to try the way")
