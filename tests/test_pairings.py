@@ -180,3 +180,20 @@ def test_datasets_without_masks_or_with_empty_ones_are_refused_in_words(tmp_path
         stored.flush()
     with pytest.raises(ValueError, match=r"expected 1 to 64 labels .* found nothing marked"):
         pairings.pairing("paint", replace(data))
+
+
+def test_what_is_judged_of_thick_slices_agrees_with_them_as_what_is_delivered(tmp_path):
+    volumes, slices = (make_scans(tmp_path / name, size=size, masks=False) for name, size in (("3d", (12, 20, 24)), ("2d", (20, 24))))  # fmt: skip
+    pairs = pairings.pairing("superresolve", volumes)
+    planes = np.random.default_rng(0).normal(size=(3, 12, 20, 24)).astype(np.float32)
+    made = pairs.faithful(1, planes)
+    measured = degradations.thickened(pairs.target(1), degraded.USUAL_FACTOR)
+    assert (
+        np.abs(degradations.thickened(made[:1], degraded.USUAL_FACTOR) - measured).max() < 0.01 * np.abs(measured).max()
+    )
+    np.testing.assert_allclose(made - made[:1], planes - planes[:1], atol=1e-5)  # bounds move with the middle
+    true = np.repeat(pairs.target(1), 3, axis=0)
+    np.testing.assert_allclose(pairs.faithful(1, true), true, atol=1e-4)
+    flat = planes[:, 0]
+    assert pairings.pairing("superresolve", slices).faithful(1, flat) is flat
+    assert pairings.pairing("segment", make_scans(tmp_path / "masks")).faithful(1, flat) is flat

@@ -62,7 +62,7 @@ def translated_scan(pairs: Pairing, rows: np.ndarray, model: Model, device: torc
     parts: list[list[np.ndarray]] = [[] for _ in range(7)]
     for row in rows:
         source, target = pairs.source(int(row)), pairs.target(int(row))
-        planes = through(model, source, window, device)
+        planes = pairs.faithful(int(row), through(model, source, window, device))
         middle, lower, upper = planes if len(planes) == 3 else (planes[0],) * 3
         if len(planes) == 3:
             lower, upper = conformal.widened(lower, middle, upper, 1.0 if factor is None else factor)

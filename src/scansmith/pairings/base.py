@@ -99,6 +99,10 @@ class Pairing:
         first = self.slices // 2 * channels
         return source[first : first + channels]
 
+    def faithful(self, row: int, planes: np.ndarray) -> np.ndarray:
+        """What a network made of a row (planes, *spatial), changed as `translate` changes it to agree with what was measured."""
+        return planes
+
     def window(self, row: int) -> IntensityMap:
         """The map of a row's target."""
         return self.data.intensity(row)

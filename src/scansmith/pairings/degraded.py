@@ -104,6 +104,13 @@ class SuperResolution(Pairing):
             return degradations.refined(thick, volume.shape[1], factor)[:, along]
         return degradations.blurred(super().source(row), factor)[(slice(None), *part)]
 
+    def faithful(self, row: int, planes: np.ndarray) -> np.ndarray:
+        """Of volumes those whose thick slices are the measured ones."""
+        if not self.data.info.get("depth"):
+            return planes
+        measured = degradations.thickened(super().source(row)[:1], USUAL_FACTOR)
+        return planes + degradations.consistent(planes[:1], measured, USUAL_FACTOR) - planes[:1]
+
 
 class Improving(Scans):
     """Paired scans of which the source is the target, worse."""
