@@ -28,6 +28,7 @@ class Scan:
         alike: whether the source can stand for the target as it is.
         spacing: mm between slices, rows and columns, nan where not known.
         runs: stretches of D in which each slice lies beside the next one.
+        labels: (D, H, W) uint8 label map of structures, 0 where nothing is marked; None where the scan has no mask.
     """
 
     patient: str
@@ -42,6 +43,13 @@ class Scan:
     alike: bool = True
     spacing: tuple[float, float, float] = (np.nan, np.nan, np.nan)
     runs: tuple[slice, ...] = ()
+    labels: np.ndarray | None = None
+
+    @property
+    def structures(self) -> dict[int, np.ndarray]:
+        """Label -> (D, H, W) bool, where it is marked."""
+        labels = self.labels
+        return {} if labels is None else {int(one): labels == one for one in np.unique(labels) if one}
 
     def units(self, encoded: np.ndarray) -> np.ndarray:
         """Encoded -> units of the target."""
@@ -79,7 +87,17 @@ def translated_scan(pairs: Pairing, rows: np.ndarray, model: Model, device: torc
     return Scan(
         str(columns["patient"][rows[0]]), source, target, middle, lower, upper, inside.astype(bool), (window.low, window.high),
         line, alike, (float(spacing[0]), float(spacing[1]), float(spacing[2])), neighbouring(pairs, rows),
+        marked(pairs, rows),
     )  # fmt: skip
+
+
+def marked(pairs: Pairing, rows: np.ndarray) -> np.ndarray | None:
+    """(D, H, W) uint8: the masks of a scan; None where a slice has none, or masks are what is translated."""
+    data = pairs.data
+    if "masks" not in data.info["layers"] or pairs.input == "mask" or not data.columns["masked"][rows].all():
+        return None
+    found = [data.mask(int(row)) for row in rows]
+    return stacked([one for one in found if one is not None])
 
 
 def through(model: Model, source: np.ndarray, window: IntensityMap, device: torch.device) -> np.ndarray:

@@ -19,7 +19,10 @@ Each = dict[str, list[float]]  # patient -> a number of each scan
 
 
 def judged(scan: Scan, made: np.ndarray, units: str) -> dict[str, float]:
-    """{"mae" in units, "psnr", "ssim" and, of HU, "ms_ssim"} in the body: of HU those of SynthRAD, else with the window as the extent."""
+    """{"mae" in units, "psnr", "ssim" and, of HU, "ms_ssim"} in the body: of HU those of SynthRAD, else with the window as the extent.
+
+    Where masks are given also "mae 3": in the structure with that label.
+    """
     inside = scan.inside if scan.inside.any() else np.ones_like(scan.inside)
     if units == "HU":
         real, output = scan.units(scan.target), scan.units(made)
@@ -36,8 +39,9 @@ def judged(scan: Scan, made: np.ndarray, units: str) -> dict[str, float]:
             entry["ms_ssim"] = synthrad.synthrad2025(*three)["ms_ssim"]
         each.append(entry)
     result = {name: mean([entry[name] for entry in each]) for name in each[0]}
-    result["mae"] = synthrad.mae(scan.units(scan.target), scan.units(made), inside)
-    return result
+    true, made_units = scan.units(scan.target), scan.units(made)
+    result["mae"] = synthrad.mae(true, made_units, inside)
+    return result | {f"mae {label}": synthrad.mae(true, made_units, where) for label, where in scan.structures.items()}
 
 
 def mean(values: list[float]) -> float:
@@ -58,12 +62,13 @@ def as_shown(scan: Scan, made: np.ndarray) -> dict[str, float]:
 
 
 def shares_outside(scan: Scan, units: str) -> dict[str, float]:
-    """Share of the body's voxels whose true value lies outside the bounds: of all, and of HU for each tissue."""
+    """Share of the body's voxels whose true value lies outside the bounds: of all, of HU for each tissue, and for each label of a mask."""
     out = (scan.target < scan.lower) | (scan.target > scan.upper)
     parts = {"body": scan.inside}
     if units == "HU":
         true = scan.units(scan.target)
         parts |= {name: scan.inside & (true >= low) & (true < high) for name, (low, high) in TISSUES.items()}
+    parts |= {f"label {label}": where for label, where in scan.structures.items()}
     return {name: float(out[where].mean()) for name, where in parts.items() if where.any()}
 
 
