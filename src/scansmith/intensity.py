@@ -11,6 +11,8 @@ import numpy as np
 PIECE = 2**14
 # So many voxels fix percentiles and thresholds well.
 MOST_SAMPLES = 2**18
+# Where an MR window ends that begins at the background, in medians of the foreground: tissue fills most of it in T1, T2 and FLAIR.
+MEDIANS = 3.0
 # A value that so large a share of the voxels has is the background's, not tissue's.
 CONSTANT_SHARE = 0.1
 # Foreground begins so many spreads of the background's lower half above it (noise does not reach so far), but at least and at
@@ -81,6 +83,7 @@ def choose(
     voi: tuple[float, float] | None = None,
     window: tuple[float, float] | None = None,
     percentiles: tuple[float, float] | None = None,
+    by_median: bool = False,
 ) -> tuple[IntensityMap, str]:
     """The map for one scan (MR, X-ray) or one data set (CT), and the reason in words.
 
@@ -91,6 +94,9 @@ def choose(
         voi: (low, high) of the file's own VOI window, taken for anything but CT and MR; None where it has none.
         window: (low, high) of the user's choice, taken before anything else.
         percentiles: (low, high) per cent of the user's choice, 0 to 100, of the foreground in MR.
+        by_median: of MR without percentiles, the window ends at `MEDIANS` times the median of the foreground: what is brightest
+            differs from patient to patient (vessels, lesions, fluid), what is usual does not. For translations, which keep what is
+            beyond the window.
 
     Raises:
         ValueError: a constant scan has no contrast to learn from.
@@ -114,7 +120,7 @@ def choose(
     if voi is not None and modality not in ("CT", "MR") and percentiles is None and _fits(voi, values):
         words = f"{modality}: each scan by its own VOI window (0028,1050), or from the 0.5th to the 99.5th percentile without one"
         return IntensityMap(float(voi[0]), float(voi[1])), words
-    return _by_percentiles(modality, values, units, percentiles)
+    return _by_percentiles(modality, values, units, percentiles, by_median)
 
 
 def _fits(voi: tuple[float, float], values: np.ndarray) -> bool:
@@ -132,9 +138,9 @@ def _thinned(samples: np.ndarray) -> np.ndarray:
 
 
 def _by_percentiles(
-    modality: str, values: np.ndarray, units: str, percentiles: tuple[float, float] | None
+    modality: str, values: np.ndarray, units: str, percentiles: tuple[float, float] | None, by_median: bool
 ) -> tuple[IntensityMap, str]:
-    """The map between two percentiles; in MR from the background to one of the foreground."""
+    """The map between two percentiles; in MR from the background to one of the foreground, or to its median times `MEDIANS`."""
     low_share, high_share = percentiles or (0.5, 99.5)
     foreground = values
     start = f"the {low_share:g}th percentile"
@@ -146,6 +152,9 @@ def _by_percentiles(
             low = float(np.percentile(foreground, low_share))
         elif dark is not None:
             low, start = dark, "its background"
+    if by_median and modality == "MR" and percentiles is None and (median := float(np.median(foreground))) > low:
+        words = f"MR: each scan from {start} to {MEDIANS:g} times the median of its foreground above that"
+        return IntensityMap(low, low + MEDIANS * (median - low), units), words
     high = float(np.percentile(foreground, high_share))
     if high <= low:
         low, high = float(values.min()), float(values.max())

@@ -246,7 +246,13 @@ def source_window(model: Model, scan: Image) -> IntensityMap:
     settings = model.config["translation"]
     choices, learned = settings["choices"], settings["source"]
     own = window_of(
-        scan.array, learned["modality"], choices["dimensions"], scan.window, choices["window"], choices["percentiles"]
+        scan.array,
+        learned["modality"],
+        choices["dimensions"],
+        scan.window,
+        choices["window"],
+        choices["percentiles"],
+        choices["by_median"],
     )
     return own or IntensityMap(learned["low"], learned["high"], learned["units"])
 

@@ -66,6 +66,7 @@ class Plan:
         kept_windows: the CT windows of the dataset that grows, of scans and pairs, then of each of several sources; None where
             they are chosen anew.
         percentiles: (low, high) of each scan's window for MR and X-ray; None takes the modality's own.
+        by_median: MR without percentiles is scaled by the median of each scan's foreground, as where scans are paired.
         bias_field: the smooth shading of MR is taken out (N4).
         landmarks: standard scale to which MR histograms are brought; None leaves them.
         dtype: in which every value is stored exactly.
@@ -98,6 +99,7 @@ class Plan:
     window: tuple[float, float] | None
     kept_windows: tuple[tuple[float, float] | None, ...]
     percentiles: tuple[float, float] | None
+    by_median: bool
     bias_field: bool
     landmarks: dict[str, list[float]] | None
     dtype: str
@@ -148,7 +150,7 @@ class Plan:
 # What a stored row depends on; the rest of a plan is words and counts.
 STORED = (
     "modality", "target_modality", "target_channels", "channels", "dimensions", "stored_dimensions", "neighbours", "depth", "height", "width",
-    "spacing", "crop", "window", "percentiles", "bias_field", "landmarks", "dtype", "target_dtype", "layers", "skip_masks",
+    "spacing", "crop", "window", "percentiles", "by_median", "bias_field", "landmarks", "dtype", "target_dtype", "layers", "skip_masks",
 )  # fmt: skip
 
 
@@ -354,7 +356,7 @@ def _chosen(
     landmarks, pinned, match_words = _standard_scale(looks, scans, kind, wished)
     if wished.match_histogram and base["sources"]:
         raise ValueError("expected one source for match_histogram in the plan, found several: leave it out")
-    bias_field = bool(wished.bias_field)
+    bias_field, by_median = bool(wished.bias_field), "targets" in base["layers"]
     if (bias_field or landmarks) and kind != "MR":
         raise ValueError(f"expected MR scans for bias_field or match_histogram in the plan, found {kind}")
     if bias_field or landmarks is not None:
@@ -369,7 +371,7 @@ def _chosen(
         dimension_words,
         crop_words,
         *grid_words,
-        *_intensity_words(kind, base["declared"], dimensions, looks, wished),
+        *_intensity_words(kind, base["declared"], dimensions, looks, wished, by_median),
         *(["bias field: taken out of every scan (N4), as asked"] if bias_field else []),
         *match_words,
         *_slice_words(looks, scans, stored),
@@ -386,6 +388,7 @@ def _chosen(
         window=wished.window,
         kept_windows=(None,) * (2 + len(base["sources"])),
         percentiles=wished.percentiles,
+        by_median=by_median,
         bias_field=bias_field,
         landmarks=landmarks,
         dtype=str(dtype),
@@ -680,18 +683,23 @@ def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
     return np.dtype(np.float32)
 
 
-def _intensity_words(kind: str, declared: bool, dimensions: int, looks: Sequence[Look], wished: Choices) -> list[str]:
+def _intensity_words(
+    kind: str, declared: bool, dimensions: int, looks: Sequence[Look], wished: Choices, by_median: bool
+) -> list[str]:
     grey = [preprocess.stores_grey_levels(look.dtype, kind, dimensions) for look in looks]
     physical = [look.values for look, levels in zip(looks, grey) if not levels]
-    asked = {"window": wished.window, "percentiles": wished.percentiles}
     words = []
     if any(grey):
-        words.append("intensity: " + intensity.choose(kind, np.arange(256), np.dtype(np.uint8), **asked)[1])
+        pictures = np.arange(256), np.dtype(np.uint8)
+        _, chosen = intensity.choose(kind, *pictures, window=wished.window, percentiles=wished.percentiles)
+        words.append(f"intensity: {chosen}")
     if physical and np.ptp(np.concatenate(physical)) > 0:
         voi = next((look.voi for look in looks if look.voi is not None), None)
-        words.append(
-            "intensity: " + intensity.choose(kind, np.concatenate(physical), np.dtype(np.float32), voi=voi, **asked)[1]
+        drawn = np.concatenate(physical)
+        _, chosen = intensity.choose(
+            kind, drawn, np.dtype(np.float32), voi, wished.window, wished.percentiles, by_median
         )
+        words.append(f"intensity: {chosen}")
     if declared and kind == "CT":
         if any(grey):
             words.append("declared CT, but files hold 8-bit grey levels: no Hounsfield units")

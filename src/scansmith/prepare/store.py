@@ -354,7 +354,9 @@ def _window_of(scan: Slices, plan: Plan, image: Image, modality: str, target: bo
     """The scan's intensity map; the user's window and percentiles are those of the scans, not of the `target` they are paired with, nor of sources of other modalities."""
     others = target or modality != plan.modality
     window, percentiles = (None, None) if others else (plan.window, plan.percentiles)
-    return preprocess.window_of(scan.array, modality, plan.dimensions, image.window, window, percentiles)
+    return preprocess.window_of(
+        scan.array, modality, plan.dimensions, image.window, window, percentiles, plan.by_median
+    )
 
 
 def _digest(rows: dict[str, np.ndarray], number: int, plan: Plan) -> str:

@@ -31,6 +31,7 @@ def window_of(
     voi: tuple[float, float] | None = None,
     window: tuple[float, float] | None = None,
     percentiles: tuple[float, float] | None = None,
+    by_median: bool = False,
 ) -> IntensityMap | None:
     """The intensity map of one scan; None for CT, whose one window is chosen for the data set.
 
@@ -38,7 +39,7 @@ def window_of(
         array: the scan's voxels, any shape.
         modality: DICOM modality term.
         dimensions: 2 for pictures and films, 3 for volumes.
-        voi: the file's own window; window, percentiles: the user's choice.
+        voi: the file's own window; window, percentiles: the user's choice; by_median: as in `intensity.choose`.
     """
     grey_levels = stores_grey_levels(array.dtype, modality, dimensions)
     if modality == "CT" and not grey_levels:
@@ -46,7 +47,7 @@ def window_of(
     # An odd stride, so that the drawn voxels do not stand in one column.
     values = array.ravel()[:: (array.size // MOST_VOXELS) | 1]
     dtype = np.dtype(np.uint8 if grey_levels else np.float32)
-    return intensity.choose(modality, values, dtype, voi=voi, window=window, percentiles=percentiles)[0]
+    return intensity.choose(modality, values, dtype, voi, window, percentiles, by_median)[0]
 
 
 def corrected(image: Image, bias_field: bool, landmarks: dict[str, list[float]] | None) -> Image:
