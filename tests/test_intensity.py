@@ -152,7 +152,9 @@ def test_by_median_tissue_is_encoded_alike_whatever_is_brightest_and_in_whatever
     assert encoded == pytest.approx([1 / 3, 1 / 3], rel=0.02)  # 3 medians are the window
     by_percentile = [choose("MR", one, FLOAT)[0].high for one in patients]
     assert by_percentile[1] > 1.5 * by_percentile[0]
-    scaled = choose("MR", 0.01 * patients[1] - 4.0, FLOAT, by_median=True)[0]  # standardised: the background is negative
+    scaled = choose("MR", 0.01 * patients[1] - 4.0, FLOAT, by_median=True)[
+        0
+    ]  # standardised: the background is negative
     assert scaled.low == pytest.approx(0.01 * by_median[1].low - 4.0, abs=1e-6)
     assert scaled.high == pytest.approx(0.01 * by_median[1].high - 4.0, rel=1e-6)
 

@@ -267,7 +267,9 @@ def test_paired_mr_is_scaled_by_its_medians_in_the_dataset_and_before_a_model_al
             low, high = columns[f"{side}low"][row], columns[f"{side}high"][row]
             foreground = values[values > intensity.background_level(values)[1]]
             assert (high - low) / (np.median(foreground) - low) == pytest.approx(intensity.MEDIANS, rel=0.02)
-    prepare(scans, tmp_path / "data", pairs="*T1*:*T2*", modality="MR:MR", workers=1)  # grows by nothing, keeps the choice
+    prepare(
+        scans, tmp_path / "data", pairs="*T1*:*T2*", modality="MR:MR", workers=1
+    )  # grows by nothing, keeps the choice
     assert Dataset.open(tmp_path / "data").info["choices"]["by_median"]
 
 

@@ -64,7 +64,9 @@ def encoded(model: Model, number: int, scan: Image) -> Image:
     kind = about["modality"]
     scan = corrected(replace(scan, array=scan.array.astype(np.float32)), choices["bias_field"] and kind == "MR", None)
     window, percentiles = (choices[one] if kind == choices["modality"] else None for one in ("window", "percentiles"))
-    own = window_of(scan.array, kind, choices["dimensions"], scan.window, window, percentiles, choices["by_median"])
+    own = window_of(
+        scan.array, kind, choices["dimensions"], scan.window, window, percentiles, choices.get("by_median", False)
+    )
     found = own or IntensityMap(about["low"], about["high"], about["units"])
     return replace(scan, array=unclipped(scan.array, found.low, found.high))
 

@@ -252,7 +252,7 @@ def source_window(model: Model, scan: Image) -> IntensityMap:
         scan.window,
         choices["window"],
         choices["percentiles"],
-        choices["by_median"],
+        choices.get("by_median", False),
     )
     return own or IntensityMap(learned["low"], learned["high"], learned["units"])
 

@@ -409,7 +409,8 @@ def _as_before(
     few: int,
 ) -> Survey:
     """The plan of a dataset that grows: its grid, window and the rest stay, so that what was learned stays valid."""
-    choices = {name: kept["choices"][name] for name in STORED if name not in base}
+    earlier = {"by_median": False} | kept["choices"]  # of datasets from before there was this choice
+    choices = {name: earlier[name] for name in STORED if name not in base}
     for name in ("spacing", "window", "percentiles"):
         choices[name] = None if choices[name] is None else tuple(choices[name])
     changed = [name for name in ("modality", "channels", "dimensions") if kept["choices"][name] != base[name]]
