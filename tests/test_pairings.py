@@ -197,3 +197,15 @@ def test_what_is_judged_of_thick_slices_agrees_with_them_as_what_is_delivered(tm
     flat = planes[:, 0]
     assert pairings.pairing("superresolve", slices).faithful(1, flat) is flat
     assert pairings.pairing("segment", make_scans(tmp_path / "masks")).faithful(1, flat) is flat
+
+
+def test_what_thick_slices_smear_into_padding_is_no_error(tmp_path):
+    pairs = pairings.pairing("superresolve", make_scans(tmp_path / "3d", size=(12, 20, 24), masks=False))
+    target = np.full((1, 12, 20, 24), -1.0, np.float32)
+    target[:, 2:9, 4:15] = 0.3
+    target[:, 5, 8:10] = -1.0  # air within the scan counts where the source shows something
+    source = np.full_like(target, 0.1)
+    body = pairs.body(source, target)
+    assert body[2:9, 4:15].all() and body.sum() == 7 * 11 * 24
+    assert not pairs.body(source, np.full_like(target, -1.0)).any()
+    assert degraded.between(np.array([0, 1, 0, 0, 1, 0], bool)).tolist() == [False, True, True, True, True, False]

@@ -11,7 +11,7 @@ import numpy as np
 from .. import degradations
 from ..dataset import Dataset
 from ..runtime import derive_seed
-from .base import WHOLE, Pairing, Part
+from .base import BODY, WHOLE, Pairing, Part
 from .scans import Scans
 
 # Fractions of the full dose, and standard deviations in [-1, 1] where there is no dose; what ticks and evaluations look at.
@@ -84,6 +84,11 @@ class Denoising(Pairing):
         return found
 
 
+def between(found: np.ndarray) -> np.ndarray:
+    """(n,) bool: from the first to the last that is true."""
+    return np.asarray(np.maximum.accumulate(found) & np.maximum.accumulate(found[::-1])[::-1])
+
+
 @dataclass(frozen=True)
 class SuperResolution(Pairing):
     """Task `superresolve` on scans alone: volumes get thick slices, images large pixels, and are brought back to their grid."""
@@ -103,6 +108,17 @@ class SuperResolution(Pairing):
             thick = degradations.thickened(volume, factor)
             return degradations.refined(thick, volume.shape[1], factor)[:, along]
         return degradations.blurred(super().source(row), factor)[(slice(None), *part)]
+
+    def body(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Within the extent of the scan: what thick slices smear into the padding of the grid around it is no error."""
+        inside = super().body(source, target)
+        scan: np.ndarray = (target > BODY).any(axis=0)
+        for axis in range(inside.ndim):
+            other = tuple(one for one in range(inside.ndim) if one != axis)
+            shape = [1] * inside.ndim
+            shape[axis] = -1
+            inside = inside & between(scan.any(axis=other)).reshape(shape)
+        return inside
 
     def faithful(self, row: int, planes: np.ndarray) -> np.ndarray:
         """Of volumes those whose thick slices are the measured ones."""
