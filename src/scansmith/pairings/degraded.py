@@ -112,12 +112,12 @@ class SuperResolution(Pairing):
     def body(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Within the extent of the scan: what thick slices smear into the padding of the grid around it is no error."""
         inside = super().body(source, target)
-        scan: np.ndarray = (target > BODY).any(axis=0)
+        scan = np.any(target > BODY, axis=0)
         for axis in range(inside.ndim):
             other = tuple(one for one in range(inside.ndim) if one != axis)
             shape = [1] * inside.ndim
             shape[axis] = -1
-            inside = inside & between(scan.any(axis=other)).reshape(shape)
+            inside = inside & between(np.any(scan, axis=other)).reshape(shape)
         return inside
 
     def faithful(self, row: int, planes: np.ndarray) -> np.ndarray:
