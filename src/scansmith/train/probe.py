@@ -23,6 +23,9 @@ from .watchman import Watchman
 SIDES = {2: (32, 64, 128, 256, 512), 3: (16, 24, 32, 48, 64, 96, 128, 192)}
 FIRST = {2: 64, 3: 32}  # the grid that is timed first
 PATCH = {2: 128, 3: 32}  # longest side of what a translation learns from at a time, at full resolution
+# Of volumes a patch of 32 voxels inside a dark ventricle looks like the air around a head: where the minutes show so many steps, patches
+# are larger, and one makes a batch (docs/log.md).
+LARGE_PATCH, LARGE_STEPS = 64, 600
 # The same without pairs: a judge of patches wants many steps. Phantoms, two minutes of one core: 266 HU, with 128 pixels 287.
 UNPAIRED_PATCH = {2: 64, 3: 32}
 # A grid is taken only if the minutes show this many images per pixel of its longer side: below, sharper is not better.
@@ -221,6 +224,7 @@ def probe(
     native = task.like.side if task.like else max(task.size)
     asked = LIKE if task.like else "patches at full resolution" if task.made and not side else "as asked"
     patch = UNPAIRED_PATCH if base.task == "unpaired" else PATCH
+    growing = bool(task.made and len(task.size) == 3 and not side and not task.like and base.task != "unpaired")
     side = side or (patch[len(task.size)] if task.made else None)
     clock = Clock(task, device, processes)
     first = for_grid(base, task, min(side or FIRST[len(task.size)], native))
@@ -240,6 +244,8 @@ def probe(
                 replace(recipe, gamma=base.gamma, gamma_end=base.gamma_end, batch=base.batch), task, target
             )
             step_s = clock.time(recipe, budget_s=min(5.0, 0.006 * seconds))
+    if growing:
+        recipe, step_s = largest_patch(recipe, step_s, clock, seconds, native)
     if size == "auto":
         recipe, step_s = affordable_size(recipe, step_s, clock, seconds)
     if device.type == "cuda":
@@ -299,6 +305,16 @@ def affordable(task: Task, timed: int, rate: float, seconds: float) -> int:
         return rate * task.grid(timed).pixels / task.grid(target).pixels * seconds * (1.0 - OVERHEAD)
 
     return max((target for target in targets if images(target) >= IMAGES_PER_PIXEL * target), default=targets[0])
+
+
+def largest_patch(recipe: Recipe, step_s: float, clock: Clock, seconds: float, native: int) -> tuple[Recipe, float]:
+    """Patches of volumes as large as the minutes show enough steps with, one to a process, and the seconds of a step."""
+    larger = replace(recipe, batch=clock.processes, target=min(LARGE_PATCH, native))
+    now, then = (clock.task.grid(one.target).pixels * one.batch for one in (recipe, larger))
+    if larger.target <= recipe.target or seconds < LARGE_STEPS * step_s * then / now or not fits(larger, clock):
+        return recipe, step_s
+    larger_s = clock.time(larger, budget_s=min(5.0, 0.006 * seconds))
+    return (larger, larger_s) if seconds >= LARGE_STEPS * larger_s else (recipe, step_s)
 
 
 def affordable_size(recipe: Recipe, step_s: float, clock: Clock, seconds: float) -> tuple[Recipe, float]:
