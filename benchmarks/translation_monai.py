@@ -345,7 +345,7 @@ def compared(name: str, root: Path, minutes: float, rates: list[float], rounds: 
     images, chosen = {"ours": result["images"]}, {}
     alike = {
         **opened.config,
-        "translation": {**opened.config["translation"], "calibration": {"factor": 1.0, "words": "no bounds"}},
+        "translation": {**opened.config["translation"], "calibration": None, "usual_width": None},
     }
     for who in RIVALS:
         tried = []
