@@ -47,7 +47,7 @@ CASES = [((64, 80), (30, 41), (20, 30), (38, 35), (30, 22)), ((40, 48, 44), (20,
 @pytest.mark.parametrize("shape, middle, radii, its_middle, its_radii", CASES)
 def test_a_body_is_moved_and_stretched_onto_another(shape, middle, radii, its_middle, its_radii):
     wanted, scan = ellipsoid(shape, middle, radii), Scan(ellipsoid(shape, its_middle, its_radii))
-    own, its = laid.outline(wanted), laid.outline(scan.image)
+    own, its = (laid.outline(one, (1,) * one.ndim) for one in (wanted, scan.image))
     whole = tuple(slice(0, side) for side in shape)
     made = laid.laid(scan, 0, its, own, whole)[0]
     assert np.abs(made - wanted).mean() < 0.25 * np.abs(scan.image - wanted).mean()
@@ -60,7 +60,7 @@ def test_a_body_is_moved_and_stretched_onto_another(shape, middle, radii, its_mi
 def test_an_outline_is_the_box_of_the_body_without_its_holes_and_the_table(shape, middle, radii, its_middle, its_radii):
     image = ellipsoid(shape, middle, radii)
     image[-3:-1] = 0.0  # a table
-    found = laid.outline(image)
+    found = laid.outline(image, (1,) * image.ndim)
     assert np.abs(found.first - (np.array(middle) - radii)).max() <= 1.0
     assert np.abs(found.sides - 2.0 * np.array(radii)).max() <= 2.0
     assert found.thumb[(laid.THUMB // 2,) * len(shape)] == 1.0 and found.thumb[(0,) * len(shape)] == 0.0
@@ -69,20 +69,54 @@ def test_an_outline_is_the_box_of_the_body_without_its_holes_and_the_table(shape
 
 def test_an_image_without_background_is_its_own_outline():
     for flat in (np.zeros((40, 30), np.float32), np.full((40, 30), -1.0, np.float32)):
-        found = laid.outline(flat)
-        assert found.first.tolist() == [0, 0] and found.sides.tolist() == [40, 30] and found.thumb.all()
+        found = laid.outline(flat, (2, 3))
+        assert found.first.tolist() == [0, 0] and found.sides.tolist() == [80, 90]
+        assert found.thumb.all() and not found.known
 
 
 def test_scans_are_laid_under_those_with_the_most_alike_outlines(tmp_path):
     one, other = (make_scans(tmp_path / kind, kind, masks=False) for kind in ("MR", "CT"))
     found = laid.lay(unpaired.AsStored(one), unpaired.AsStored(other))
-    assert found.usable and set(found.alike) == set(one.rows("train").tolist())
-    assert all(set(rows.tolist()) <= set(other.rows("train").tolist()) for rows in found.alike.values())
-    row = int(one.rows("train")[0])
-    own, its = found.outlines[row], found.other_outlines
-    thumbs = np.stack([its[int(near)].thumb.ravel() for near in found.alike[row]])
-    shapes = np.stack([laid.ratios(its[int(near)]) for near in found.alike[row]])
-    assert (np.diff(laid.unlike(own, thumbs, shapes)) >= 0).all()
+    assert found.difference() < laid.FAR and set(found.outlines) == set(other.rows("train").tolist())
+    for row in one.rows("train").tolist():  # any, also of those that were not looked at before
+        own, rows, far = found.alike(row)
+        assert set(rows.tolist()) <= set(found.outlines)
+        thumbs = np.stack([found.outlines[int(near)].thumb.ravel() for near in rows])
+        shapes = np.stack([laid.ratios(found.outlines[int(near)]) for near in rows])
+        every = laid.unlike(own, thumbs, shapes)
+        assert (np.diff(every) >= 0).all() and every[0] == far
+
+
+def test_thick_slices_keep_their_extent():
+    """Every so many voxels are read along long axes alone."""
+    shape = (12, 300, 280)
+    image = ellipsoid(shape, (5.5, 150, 140), (20, 110, 90))
+    steps = (1, 4, 3)
+    found = laid.outline(image[::1, ::4, ::3], steps)
+    assert found.known and found.first[0] == 0 and found.sides[0] == 12
+    assert np.abs(found.sides[1:] - (2 * 110 * 0.96, 2 * 90 * 0.96)).max() < 12
+
+
+def test_scans_without_background_are_not_laid_on_each_other(both_shapes, tmp_path):
+    """They would all look alike."""
+    writer = dataset.Writer(tmp_path / "full", {"images": (np.dtype(np.float32), (1, 40, 48))})
+    example = both_shapes[0]
+    for _ in range(6):
+        writer.add({"images": np.full((1, 1, 40, 48), 0.3, np.float32)})
+    kept = ("labels", "spacing", "source_format", "hash", "neighbours", "choices", "modality", "units")
+    writer.finish({key: example.info[key] for key in kept if key in example.info}, example.columns)
+    full = dataset.Dataset.open(tmp_path / "full")
+    data = unpaired.gather(full, full, RECIPE, (32, 32))
+    assert data.laid is None and "fill their images" in data.plan()
+
+
+def test_judges_are_shown_targets_that_were_not_moved(both_shapes):
+    data = unpaired.gather(both_shapes[0], both_shapes[0], RECIPE, (40, 48))
+    first, last = (data.draw(RECIPE, step, Group(), schedule(RECIPE, 0)) for step in (0, 15))
+    assert first.real is None and first.judged is first.target
+    assert last.judged is last.real and not torch.equal(last.real, last.target)
+    parts = [data.draw(RECIPE, 15, Group(rank, 2), schedule(RECIPE, 0)) for rank in (0, 1)]
+    assert torch.equal(torch.cat([part.real for part in parts]), last.real)
 
 
 def test_bodies_of_other_shapes_are_not_learned_from(both_shapes):

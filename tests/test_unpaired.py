@@ -186,7 +186,7 @@ def test_translators_that_change_nothing_lose_only_what_is_blurred_and_the_judge
 
 def test_a_way_back_needs_equal_channels():
     with pytest.raises(
-        ValueError, match=r"expected as many channels in both kinds .* found 5 and 1: use the recipe contrastive"
+        ValueError, match=r"expected as many channels in both kinds .* found 5 and 1 .*: use the recipe contrastive"
     ):
         an_objective("cycle", channels=5)
 

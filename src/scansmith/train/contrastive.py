@@ -63,8 +63,8 @@ class Contrastive(Objective):
         maps = self.translator.encoded(batch.images)
         self._made = self.translator.decoded(maps[-1])[:, 0]
         self._maps = self.pairs_of(maps, batch.images, self._made)
-        real = middle_of(batch.target, self._made.shape[1])
-        both = torch.cat([textured(one, real, batch.weight) for one in (real, self._made.detach().to(real.dtype))])
+        real = middle_of(batch.judged, self._made.shape[1])
+        both = torch.cat([textured(one, real) for one in (real, self._made.detach().to(real.dtype))])
         real_scores, fake_scores = self.discriminator(both).chunk(2)
         loss = self.d_loss(real_scores, fake_scores)
         return loss, {"loss_d": loss.detach(), "gap": (real_scores - fake_scores).mean().detach()}
@@ -81,7 +81,7 @@ class Contrastive(Objective):
         assert self._made is not None
         made, maps = self._made, self._maps
         self._made, self._maps = None, []
-        scores = self.discriminator(textured(made, middle_of(batch.target, made.shape[1]), batch.weight))
+        scores = self.discriminator(textured(made, middle_of(batch.judged, made.shape[1])))
         adversarial = self.g_loss(torch.zeros_like(scores), scores)
         contrast = self.contrast(maps, batch)
         logged = {"loss_g": adversarial, "contrast": contrast}

@@ -51,7 +51,7 @@ class Cycle(Objective):
         assert not kinds, "what is translated says itself what it is"
         if task.channels != task.made:
             raise ValueError(
-                f"expected as many channels in both kinds of scans for a way back, found {task.channels} and {task.made}: use the recipe contrastive"
+                f"expected as many channels in both kinds of scans for a way back, found {task.channels} and {task.made} (2.5-D sources are stacks of slices): use the recipe contrastive"
             )
         super().__init__()
         self.generator_arguments = {
@@ -88,10 +88,10 @@ class Cycle(Objective):
         cycle, same = (torch.stack([error.abs().mean() for error in errors]).sum() for errors in (again, kept))
         adversarial = torch.zeros((), device=made.device)
         for judge, image, real in (
-            (judges.of_targets, made, batch.target),
+            (judges.of_targets, made, batch.judged),
             (judges.of_sources, returned, batch.images),
         ):
-            scores = judge(textured(image, real, batch.weight))
+            scores = judge(textured(image, real))
             adversarial = adversarial + self.g_loss(torch.zeros_like(scores), scores)
         logged = {"loss_g": adversarial, "cycle": cycle, "same": same} | laid
         loss = adversarial + CYCLE * cycle + laid.get("laid", SAME * same)
@@ -105,10 +105,10 @@ class Cycle(Objective):
         judges = self.discriminators
         loss, gap = torch.zeros((), device=made.device), torch.zeros((), device=made.device)
         for judge, real, fake in (
-            (judges.of_targets, batch.target, made),
+            (judges.of_targets, batch.judged, made),
             (judges.of_sources, batch.images, returned),
         ):
-            both = torch.cat([textured(one, real, batch.weight) for one in (real, fake.to(real.dtype))])
+            both = torch.cat([textured(one, real) for one in (real, fake.to(real.dtype))])
             real_scores, fake_scores = judge(both).chunk(2)
             loss = loss + self.d_loss(real_scores, fake_scores)
             gap = gap + (real_scores - fake_scores).mean().detach() / 2.0

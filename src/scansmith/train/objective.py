@@ -62,6 +62,7 @@ class Batch:
         weight: (B, 1, *spatial) how much each voxel counts, or None.
         adversary: weight of the judge of a translation.
         laid: whether images and targets are of different people, laid on each other.
+        real: (B, C', *spatial) what a judge is shown as real where that is not the target, or None.
     """
 
     images: Tensor
@@ -78,6 +79,14 @@ class Batch:
     weight: Tensor | None = None
     adversary: float = 0.0
     laid: bool = False
+    real: Tensor | None = None
+
+    @property
+    def judged(self) -> Tensor:
+        """(B, C', *spatial): what a judge is shown as real."""
+        found = self.target if self.real is None else self.real
+        assert found is not None
+        return found
 
     def positions(self, sets: int) -> Tensor:
         """Where the images of `sets` batches, one after the other, lie among those of all processes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -79,18 +80,22 @@ class Unpaired:
             alone = step * recipe.batch < LAID * recipe.images
             drawn = self.laid.draw(recipe, step, group, now)
             random = torch.Generator().manual_seed(derive_seed(recipe.seed, "step", step))
-            return replace(drawn, random=random, laid=True, adversary=0.0 if alone else 1.0)
+            # What is moved and stretched has lost its grain: the judge is shown targets as they are.
+            real = None if alone else self._real(recipe, step, drawn.part).to(group.device)
+            return replace(drawn, random=random, laid=True, real=real, adversary=0.0 if alone else 1.0)
         part = group.part(recipe.batch)
-        sides = [
-            self._patches(side, replace(recipe, seed=derive_seed(recipe.seed, name)), step, part)
-            for name, side in (("sources", self.sources), ("targets", self.targets))
-        ]
+        seed = derive_seed(recipe.seed, "sources")
+        sides = self._patches(self.sources, replace(recipe, seed=seed), step, part), self._real(recipe, step, part)
         images, target = (side.to(group.device) for side in sides)
         return Batch(
             images, None, None, torch.zeros(len(images), 1), 0.0, 0.0,
             torch.Generator().manual_seed(derive_seed(recipe.seed, "step", step)),
             whole=recipe.batch if group.size > 1 else None, part=part, target=target, adversary=1.0,
         )  # fmt: skip
+
+    def _real(self, recipe: Recipe, step: int, part: slice) -> Tensor:
+        """Patches of targets."""
+        return self._patches(self.targets, replace(recipe, seed=derive_seed(recipe.seed, "targets")), step, part)
 
     def _patches(self, side: Pairs, recipe: Recipe, step: int, part: slice) -> Tensor:
         rows = side.rows[epochs(len(side.rows), recipe, step)][part]
@@ -174,6 +179,8 @@ class Unpaired:
 
     def plan(self) -> str:
         """How the run begins."""
+        if math.isinf(self.unlike):
+            return "scans cannot be laid on each other: most of a kind fill their images, so that no outline of a body is seen"
         if self.laid is None:
             return f"outlines of sources and targets differ too much to lay scans on each other ({self.unlike:.2f}, below {FAR:g} is wanted): scans of other body parts or cuts are harder to learn"
         return f"each source is laid under targets with the most alike outlines (they differ by {self.unlike:.2f}, 0 is the same): regression from such poor pairs alone for {LAID:.0%} of the run, then with a discriminator"
@@ -187,7 +194,7 @@ def gather(data: Dataset, other: Dataset, recipe: Recipe, patch: Sequence[int]) 
     """Training scans of both kinds, and the rows that ticks look at; no holdout is touched.
 
     Raises:
-        ValueError: slices in one and volumes in the other, or voxel sizes that differ too much.
+        ValueError: slices in one and volumes in the other, other channels, or voxel sizes that differ too much.
     """
     refuse_unlike(data, other)
     sides, seen = [], []
@@ -199,8 +206,9 @@ def gather(data: Dataset, other: Dataset, recipe: Recipe, patch: Sequence[int]) 
         seen.append(reference[np.unique(np.linspace(0, len(reference) - 1, min(most, len(reference))).astype(int))])
         sides.append(Pairs(pairing, rows, seen[-1], "none", tuple(patch), (0.0, 1.0), "unpaired", box))
     outlines = lay(sides[0].pairing, sides[1].pairing)
-    laid = replace(sides[0], pairing=outlines, rows=np.array(sorted(outlines.outlines))) if outlines.usable else None
-    return Unpaired(sides[0], sides[1], seen[1], laid, outlines.difference)
+    unlike = outlines.difference()
+    laid = replace(sides[0], pairing=outlines) if unlike < FAR else None
+    return Unpaired(sides[0], sides[1], seen[1], laid, unlike)
 
 
 def channels(data: Dataset) -> int:
@@ -211,8 +219,12 @@ def channels(data: Dataset) -> int:
 def refuse_unlike(data: Dataset, other: Dataset) -> None:
     """
     Raises:
-        ValueError: slices in one and volumes in the other, or voxel sizes that differ too much.
+        ValueError: slices in one and volumes in the other, other channels, or voxel sizes that differ too much.
     """
+    if data.shape[0] != other.shape[0]:
+        raise ValueError(
+            f"expected as many channels in both datasets, found {data.shape[0]} in {data.root} and {other.shape[0]} in {other.root}: bring both to grey or both to colours"
+        )
     if len(data.shape) != len(other.shape):
         raise ValueError(
             f"expected slices or volumes in both datasets, found {len(data.shape) - 1}-D images in {data.root} and {len(other.shape) - 1}-D ones in {other.root}: prepare both alike (--plan '{{\"dimensions\": 2}}')"
