@@ -22,6 +22,7 @@ from PIL import Image as Picture
 import scansmith
 from scansmith import phantom, run, train
 from scansmith.dataset import Dataset
+from scansmith.run import line
 from scansmith.run.job import Job
 from scansmith.run.plan import survey, task_of
 from scansmith.runtime import Interrupted
@@ -348,3 +349,40 @@ def test_an_output_folder_that_is_a_file_is_told(scans, tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(OSError, match="choose another output folder"):
         run(scans, tmp_path / "out", minutes=MINUTES)
+
+
+def test_without_pairs_choices_for_one_kind_are_not_imposed_on_the_other(tmp_path):
+    said = '{"percentiles": [1, 99], "bias_field": true, "window": [-160, 240], "crop": "none", "fractions": {"train": 0.7, "holdout": 0.3}}'
+    job = replace(job_of(tmp_path, tmp_path, to=tmp_path), task="unpaired", modality="MR:CT", plan=said)
+    own, wished = job.asked("unpaired").choices, job.asked_of_targets(2, (1.0, 2.0)).choices
+    assert own.percentiles == (1, 99) and own.bias_field and own.window is None  # HU are no values of MR
+    assert wished.window == (-160, 240) and wished.spacing == (1.0, 2.0) and wished.dimensions == 2
+    assert wished.percentiles is None and wished.bias_field is None and wished.crop == "none"
+    assert wished.fractions == own.fractions
+    back = replace(job, modality="CT:MR")
+    assert (
+        back.asked("unpaired").choices.window == (-160, 240) and back.asked_of_targets(2, None).choices.window is None
+    )
+
+
+def test_targets_without_voxel_sizes_are_taken_as_they_are(tmp_path):
+    job, asked = job_of(tmp_path, tmp_path, to=tmp_path), []
+
+    def look(request):
+        asked.append(request.choices.spacing)
+        if request.choices.spacing:
+            raise ValueError("no voxel size")
+        return "found"
+
+    assert job.of_targets(look, 2, (1.0, 1.0)) == "found" and asked == [(1.0, 1.0), None]
+    with pytest.raises(ValueError, match="nothing"):
+        job.of_targets(lambda request: (_ for _ in ()).throw(ValueError("nothing")), 2, None)
+
+
+def test_without_pairs_nothing_translated_is_said_and_the_run_ends(tmp_path, capsys):
+    (tmp_path / "translated").mkdir()
+    (tmp_path / "translated" / "translated.json").write_text('{"files": {}, "skipped": ["a.nii: refused"]}')
+    results = {"translate": {"skipped": ["a.nii: refused"]}}
+    made = line.Run(job_of(tmp_path, tmp_path), {"task": "unpaired"}, None, results)
+    assert "a.nii: refused" in line.evaluate(made)["words"][0]
+    assert "nothing was judged" in capsys.readouterr().err

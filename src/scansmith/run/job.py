@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from ..prepare.overrides import Choices
     from ..prepare.scans import Request
 
+Found = TypeVar("Found")
 MOST_SIDE = 512  # longest side of the stored images
 
 
@@ -74,6 +75,7 @@ class Job:
 
         paired = str(self.to) if self.to else self.pairs
         alone = task == "unpaired"
+        choices = choices_of(self.plan)
         return Request(
             self.labels,
             None if alone else paired,
@@ -81,19 +83,42 @@ class Job:
             self.sides[0] if alone else self.modality,
             MOST_SIDE,
             self.seed,
-            choices_of(self.plan),
+            replace(choices, window=self.window_of(0)) if alone else choices,
         )
 
     def asked_of_targets(self, dimensions: int, spacing: tuple[float, ...] | None) -> Request:
         """What `prepare` is asked for the scans to translate to without pairs: slices or volumes as the sources, with their voxels."""
+        from ..prepare.overrides import choices_of
         from ..prepare.scans import Request
 
-        asked = self.asked("unpaired")
-        chosen = asked.choices
-        choices: Choices = replace(
-            chosen, dimensions=chosen.dimensions or dimensions, spacing=chosen.spacing or spacing
-        )
-        return Request("none", None, "none", self.sides[1], MOST_SIDE, self.seed, choices)
+        chosen = choices_of(self.plan)
+        kept = replace(
+            chosen,
+            dimensions=chosen.dimensions or dimensions, spacing=chosen.spacing or spacing, window=self.window_of(1),
+            percentiles=None, bias_field=None, match_histogram=None, splits=None,
+        )  # fmt: skip
+        return Request("none", None, "none", self.sides[1], MOST_SIDE, self.seed, kept)
+
+    def window_of(self, side: int) -> tuple[float, float] | None:
+        """The plan's window, where it is for the sources (0) or targets (1) without pairs: for CT, if one of both is said to be CT."""
+        from ..prepare.overrides import choices_of
+
+        window = choices_of(self.plan).window
+        others = self.sides[1 - side] == "CT" and self.sides[side] != "CT"
+        return None if others or (side == 1 and self.sides[1] != "CT") else window
+
+    def of_targets(self, look: Callable[[Request], Found], dimensions: int, spacing: tuple[float, ...] | None) -> Found:
+        """What is found of the targets: on the sources' voxels, or where the files do not say theirs, as they are.
+
+        Raises:
+            ValueError: what `look` raises.
+        """
+        try:
+            return look(self.asked_of_targets(dimensions, spacing))
+        except ValueError:
+            if spacing is None:
+                raise
+            return look(self.asked_of_targets(dimensions, None))
 
     # -------------------------------------------------------------------------------------------- for run.json
 

@@ -137,10 +137,13 @@ def prepare(run: Run) -> dict[str, Any]:
     result = prepared(job.scans, run.out / "dataset", job.asked(run.task))
     if run.task != "unpaired":
         return result
-    assert job.to is not None
+    to = job.to
+    assert to is not None
     chosen = Dataset.open(run.out / "dataset").info["choices"]
     spacing = tuple(chosen["spacing"]) if chosen["spacing"] else None
-    targets = prepared(job.to, run.out / "target", job.asked_of_targets(chosen["stored_dimensions"], spacing))
+    targets = job.of_targets(
+        lambda asked: prepared(to, run.out / "target", asked), chosen["stored_dimensions"], spacing
+    )
     return {**result, "skipped": [*result.get("skipped", []), *targets.get("skipped", [])], "target": targets}
 
 
@@ -195,6 +198,11 @@ def evaluate(run: Run) -> dict[str, Any]:
     from ..evaluate import evaluate as evaluated
 
     real, fake = JUDGED.get(run.task, ("dataset", "model"))
+    if run.task == "unpaired" and not read_json(run.out / "translated" / "translated.json").get("files"):
+        reasons = run.results.get("translate", {}).get("skipped") or ["no scan is held out"]
+        why = f"no held-out scan was translated, so nothing was judged: {'; '.join(reasons)}"
+        print(why, file=sys.stderr, flush=True)
+        return {"words": [why]}
     return evaluated(run.out / real, run.out / fake, run.out, seed=run.job.seed, device=run.job.device)
 
 

@@ -75,10 +75,11 @@ def survey(job: Job) -> Found:
             if job.task != "auto":
                 raise
             words = "no two scans of the folders belong together by patient, frame of reference, study or name"
-    assert job.to is not None
+    to = job.to
+    assert to is not None
     sources = looked(job.scans, job.asked("unpaired"))
     plan = sources.plan
-    targets = looked(job.to, job.asked_of_targets(plan.stored_dimensions, plan.spacing))
+    targets = job.of_targets(lambda asked: looked(to, asked), plan.stored_dimensions, plan.spacing)
     return Found("unpaired", sources, targets, words)
 
 
