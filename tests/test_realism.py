@@ -18,6 +18,7 @@ from scansmith.train import checkpoint, pairs
 from scansmith.train.objective import Batch, Task
 from scansmith.train.objectives import OBJECTIVES
 from scansmith.train.recipes import RECIPES, chosen, schedule
+from scansmith.train.translation import textured
 
 RECIPE = replace(RECIPES["fidelity"], width=4, batch=4, images=1000, threads=1, train_images=20, target=32)
 
@@ -58,8 +59,10 @@ def test_the_loss_with_a_judge_is_that_without_it_and_the_least_squares_of_its_s
     plain, _ = objective.translator_loss(replace(batch, adversary=0.0))
     loss, _ = objective.translator_loss(batch)
     middle = objective.translator(batch.images)[:, 0]
-    fake = objective.discriminator(torch.cat([batch.images, middle], 1))
-    real = objective.discriminator(torch.cat([batch.images, batch.target], 1))
+    fake, real = (
+        objective.discriminator(torch.cat([batch.images, textured(one, batch.target, batch.weight)], 1))
+        for one in (middle, batch.target)
+    )
     torch.testing.assert_close(loss - plain, 0.5 * 0.5 * (fake - 1).square().mean())
     judged, logged = objective.discriminator_loss(batch)
     torch.testing.assert_close(judged, 0.5 * (real - 1).square().mean() + 0.5 * fake.square().mean())

@@ -18,6 +18,7 @@ from ..pairings import Pairing, Several, cases_of, pairing
 from ..pairings.familiar import case_features
 from ..runtime import Progress, choose_device, derive_seed, write_json
 from . import erasure, floor, subsets, variation
+from .apart import as_learned
 from .constant import Beside, inside
 from .held_out import Scan, translated_scan
 from .numbers import (
@@ -89,6 +90,8 @@ def evaluate_translation(
         raise ValueError(
             f"expected a model that translates to judge with the dataset {data.root}, found one that makes scans: synthesize some, and evaluate those"
         )
+    if settings["task"] in JUDGED_AS:
+        data = as_learned(data, model)
     pairs = pairing(JUDGED_AS.get(settings["task"], settings["task"]), data)
     subsets.check(settings, pairs)
     split = next((name for name in ("holdout", "validation") if len(pairs.rows(name))), None)
@@ -137,7 +140,8 @@ def count(
     with Progress("evaluating", len(cases), "scans") as progress:
         for number, rows in enumerate(cases):
             scan = translated_scan(pairs, rows, model, device)
-            floors = {"floor": floor.repeated(scan, derive_seed(seed, "floor", number))}
+            again = floor.repeated(scan, derive_seed(seed, "floor", number))
+            floors = {} if again is None else {"floor": again}
             for method, made in (methods(scan, levels) | floors).items():
                 found = judged(scan, made, units)
                 if settings["task"] == "denoise" and units == "HU":
@@ -263,8 +267,13 @@ def verdict(result: Mapping[str, Any]) -> str:
     best = min(others, key=others.__getitem__)
     found = f"Mean absolute error in the body of {who}: {own['value']:.3g}{spread} {units}, "
     if own["value"] < others[best]:
-        floors = result["metrics"]["floor"]["mae"]["value"]
-        return f"{found}{own['value'] / others[best]:.0%} of the best simple method's ({best}, {others[best]:.3g} {units}); two real scans that differ in noise alone would be {floors:.2g} {units} apart."
+        share = (
+            f"{found}{own['value'] / others[best]:.0%} of the best simple method's ({best}, {others[best]:.3g} {units})"
+        )
+        if "floor" not in result["metrics"]:
+            return f"{share}."
+        least = result["metrics"]["floor"]["mae"]["value"]
+        return f"{share}; two real scans that differ in noise alone would be at least {least:.2g} {units} apart."
     return f"{found}no better than {best} ({others[best]:.3g} {units}): do not use this model."
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import ndimage
 
 from ..runtime import derive_seed
 from .base import AIR, BODY, WHOLE, Pairing, Part
@@ -98,6 +97,8 @@ class Laid(Pairing):
 
 def laid(others: Pairing, row: int, its: Outline, own: Outline, part: Part) -> np.ndarray:
     """A part of an image's grid, filled by a scan whose outline is moved and stretched into that of the image, (C', *part)."""
+    from scipy import ndimage
+
     scale = its.sides / own.sides
     starts = np.array([one.start for one in part])
     shape = tuple(one.stop - one.start for one in part)
@@ -124,6 +125,8 @@ def outline(image: np.ndarray, steps: Sequence[int]) -> Outline:
 
     Of one without any the whole image.
     """
+    from scipy import ndimage
+
     side = np.array(image.shape, float) * steps
     bright = ndimage.uniform_filter((image > BODY).astype(np.float32), SMOOTH, mode="nearest") > 0.5
     around = np.pad(bright, 4, mode="edge")  # a body that ends at the border of the image is not worn away there

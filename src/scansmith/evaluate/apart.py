@@ -1,0 +1,48 @@
+"""Pairs, for a model that was learned without any: its two datasets brought scans to other windows than a dataset of pairs does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from ..dataset import Dataset
+from ..intensity import IntensityMap
+from ..model import Model
+from ..pairings import cases_of
+from ..preprocess.window import window_of
+
+
+def as_learned(data: Dataset, model: Model) -> Dataset:
+    """The pairs with the windows that scans had where the model learned, and have in `translate`; the voxels are the same.
+
+    CT sources get the model's window in HU. Other scans get their own again, of MR by percentiles where the model's were.
+    """
+    settings, columns = model.config["translation"], dict(data.columns)
+    choices, learned = settings["choices"], settings["source"]
+    by_median = bool(choices.get("by_median", False))
+    plain = by_median == bool(data.info.get("choices", {}).get("by_median", False))
+
+    def source(values: np.ndarray) -> IntensityMap | None:
+        if learned["units"] == "HU":
+            return IntensityMap(learned["low"], learned["high"], "HU")
+        window, percentiles = choices.get("window"), choices.get("percentiles")
+        return None if plain else window_of(values, learned["modality"], choices["dimensions"], None, window, percentiles, by_median)  # fmt: skip
+
+    def target(values: np.ndarray) -> IntensityMap | None:
+        if plain or settings["target"]["units"] == "HU":
+            return None
+        return window_of(values, settings["target"]["modality"], choices["dimensions"], by_median=by_median)
+
+    sides: tuple[tuple[str, Callable[[int], np.ndarray | None], Callable[[np.ndarray], IntensityMap | None]], ...] = (
+        ("", data.image, source), ("target_", data.target, target),
+    )  # fmt: skip
+    for side, read, window_for in sides:
+        low, high = (columns[f"{side}{end}"].copy() for end in ("low", "high"))
+        for rows in cases_of(data, np.arange(len(data))):
+            values = [one for one in map(read, rows.tolist()) if one is not None]
+            if values and (window := window_for(np.stack(values))) is not None:
+                low[rows], high[rows] = window.low, window.high
+        columns |= {f"{side}low": low, f"{side}high": high}
+    return replace(data, columns=columns)
