@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+import torch
 from PIL import Image as Picture
 from scipy.ndimage import gaussian_filter
 from test_metrics import blobs
@@ -17,7 +19,7 @@ from scansmith import dataset, formats
 from scansmith.evaluate import compare as comparing
 from scansmith.evaluate import verdict as judging
 from scansmith.evaluate import words
-from scansmith.evaluate.copies import Copies
+from scansmith.evaluate.copies import Copies, repeats
 from scansmith.evaluate.load import load, open_scans
 from scansmith.evaluate.planes import upright
 from scansmith.evaluate.verdict import choose_sets, compared_size, halves
@@ -617,6 +619,16 @@ def test_volumes_and_pictures_are_not_compared(tmp_path):
 )
 def test_a_few_repeats_in_a_small_set_are_no_alarm_but_a_repeated_set_is(hits, count, alarm):
     assert (words.collapse({}, (hits, count)) is not None) == alarm
+
+
+def test_slices_of_one_synthetic_patient_may_be_alike_patients_may_not(hands):
+    real, fake = hands[:40].astype(np.float32) / 127.5 - 1.0, hands[40:50].astype(np.float32) / 127.5 - 1.0
+    noise = np.random.default_rng(0).normal(0, 0.01, (40, 1, 64, 64)).astype(np.float32)
+    slices, own, cpu = np.repeat(fake, 4, axis=0) + noise, np.repeat(np.arange(10), 4), torch.device("cpu")
+    counted = partial(repeats, slices, real, np.arange(40), 0, cpu)
+    assert counted(fake_groups=own)[0] <= 4
+    assert counted(fake_groups=np.zeros(40, int)) == counted(fake_groups=np.arange(40)) == (40, 40)
+    assert counted(fake_groups=np.tile(np.arange(20), 2))[0] == 40
 
 
 def test_one_near_copy_among_few_is_no_alarm_when_few_held_out_scans_calibrate_the_search():

@@ -107,9 +107,13 @@ def nearest_in_parts(
 
 
 def repeats(
-    fake: np.ndarray, real: np.ndarray, groups: np.ndarray, seed: int, device: torch.device, unmirrored: int = 0
-) -> tuple[int, int] | None:
+    fake: np.ndarray, real: np.ndarray, groups: np.ndarray, seed: int, device: torch.device, unmirrored: int = 0,
+    fake_groups: np.ndarray | None = None,
+) -> tuple[int, int] | None:  # fmt: skip
     """How many synthetic images resemble another one more than 99 % of equally many real ones resemble one of another patient.
+
+    Slices of one synthetic patient are alike as those of a real one are, so that only others count; where all files name the same
+    patient, each image counts as one.
 
     Returns:
         (images that repeat another, images looked at); None when fewer than 10 on a side can be compared.
@@ -124,7 +128,8 @@ def repeats(
     among_real = among_real[among_real > -1.0]
     if len(among_real) < 10:
         return None
-    among_fake = look(fake[fake_rows], fake[fake_rows], groups=np.arange(count)).similarity
+    own = np.arange(len(fake)) if fake_groups is None or len(np.unique(fake_groups)) == 1 else fake_groups
+    among_fake = look(fake[fake_rows], fake[fake_rows], groups=own[fake_rows]).similarity
     # Constant images have similarity 0 to everything, so they are counted apart.
     flat = np.ptp(fake[fake_rows].reshape(count, -1), axis=1) < 1e-3
     return int(((among_fake > np.percentile(among_real, 99)) | flat).sum()), count

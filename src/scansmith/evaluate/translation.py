@@ -272,8 +272,8 @@ def verdict(result: Mapping[str, Any]) -> str:
         )
         if "floor" not in result["metrics"]:
             return f"{share}."
-        least = result["metrics"]["floor"]["mae"]["value"]
-        return f"{share}; two real scans that differ in noise alone would be at least {least:.2g} {units} apart."
+        alone = result["metrics"]["floor"]["mae"]["value"]
+        return f"{share}; two real scans that differ in noise alone would be about {alone:.2g} {units} apart."
     return f"{found}no better than {best} ({others[best]:.3g} {units}): do not use this model."
 
 

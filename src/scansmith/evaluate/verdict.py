@@ -80,7 +80,7 @@ def evaluate(
         progress.update(2, "distances done")
         judged = classify(reference, others, fakes, seed, device, entries, reasons)
         progress.update(3, judged)
-        repeated = copies.repeats(fakes, others, other_scans.groups, seed, device, unmirrored)
+        repeated = copies.repeats(fakes, others, other_scans.groups, seed, device, unmirrored, fake_scans.groups)
         add_repeats(repeated, entries, reasons)
         found, pairs = search_copies(
             sets, size, reference, reference_scans, fakes, fake_scans, seed, device, entries, reasons, out

@@ -19,6 +19,7 @@ WIDEST = 8  # times the width at full resolution
 # Bounds begin at softplus(-2) = .13 from the middle. They and logits move so many times as fast as other outputs: their losses are
 # flat, and short runs are few steps.
 FIRST, QUICK = -2.0, 4.0
+BOTTOM = -1.0  # of the window, encoded
 
 
 class UNet(nn.Module):
@@ -50,7 +51,7 @@ class UNet(nn.Module):
         convolution, up = CONVOLUTIONS[dimensions], UP_CONVOLUTIONS[dimensions]
         widths = [width * min(WIDEST, 2**level) for level in range(doublings + 1)]
         self.step = 2**doublings
-        self.start = convolution(in_channels, width, 3, padding=1)
+        self.start = convolution(in_channels + 1, width, 3, padding=1)
         self.encoders = nn.ModuleList(Block(dimensions, channels) for channels in widths)
         self.downs = nn.ModuleList(convolution(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
         self.ups = nn.ModuleList(up(b, a) for a, b in pairwise(widths))
@@ -67,7 +68,9 @@ class UNet(nn.Module):
         source = x
         if any(side % self.step for side in x.shape[2:]):
             raise ValueError(f"expected sides divisible by {self.step}, found {tuple(x.shape[2:])}: pad the image")
-        x = self.encoders[0](self.start(x))
+        # Where there is nothing, as around a brain that was cut out, all voxels lie at the bottom; in dark fluid they lie near it.
+        nothing = (x == BOTTOM).all(1, keepdim=True)
+        x = self.encoders[0](self.start(torch.cat([x, nothing.to(x.dtype)], 1)))
         skips = []
         for down, encoder in zip(self.downs, list(self.encoders)[1:]):
             skips.append(x)

@@ -266,7 +266,7 @@ def limits(folder: RunFolder) -> list[str]:
         said = [
             "A translation is a guess from the source at what another scan would show. What the source does not show, it cannot know: it must not be read as a scan that was taken, nor used for diagnosis.",
             "A low mean error is no proof that a small finding is kept: it covers few voxels. The pictures above show where errors lie, the lesions what becomes of simulated spots.",
-            "The real/real floor is a lower bound: the data hold one scan of each patient and kind, so it is what two scans with the noise of the reference would differ by. Between two real ones the patient moves as well, and between the scans of a pair also.",
+            "The real/real floor is an estimate: the data hold one scan of each patient and kind, so it is what two scans with the noise of the reference's flattest places would differ by. Between two real scans the patient moves as well, and between those of a pair, too.",
         ]
         if found.get("translation") == "unpaired":
             said.append(
