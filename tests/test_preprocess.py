@@ -346,6 +346,17 @@ def test_dimensions_follow_from_shape_spacing_and_number(source, size, spacing, 
     assert word in words
 
 
+@pytest.mark.parametrize(
+    "source, size, spacing, count, stored",
+    [
+        (3, (64, 64, 64), (1.0, 1.0, 1.0), 4, 3), (3, (64, 64, 64), (1.0, 1.0, 1.0), 3, 2), (2, (1, 64, 64), None, 50, 2),
+        (3, (12, 64, 64), (1.0, 1.0, 1.0), 4, 2), (3, (30, 64, 64), (5.0, 0.8, 0.8), 4, 2),
+    ],
+)  # fmt: skip
+def test_few_volumes_are_enough_where_what_is_learned_lies_within_them(source, size, spacing, count, stored):
+    assert choose_dimensions(source, [size] * count, [spacing] * count, fewest=4)[0] == stored
+
+
 # ------------------------------------------------------------------------------------------------ MR intensity
 
 

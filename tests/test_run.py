@@ -312,6 +312,19 @@ def test_good_scans_alone_teach_to_denoise_and_the_line_is_the_same(sides, tmp_p
     assert list((tmp_path / "out" / "translated").rglob("CT/*.dcm"))
 
 
+def test_tasks_within_volumes_take_them_whole_however_few(tmp_path):
+    phantom(tmp_path / "thin", patients=8, slices=24, size=32, seed=3)
+    own = tmp_path / "thin" / "scans"
+    stored = {task: survey(job_of(own, tmp_path / "out", task=task)).plan.stored_dimensions for task in ("make", "denoise", "superresolve")}  # fmt: skip
+    assert stored == {"make": 2, "denoise": 2, "superresolve": 3}
+    result = run(own, tmp_path / "out", task="superresolve", minutes=MINUTES, device="cpu")
+    assert any(sentence.startswith("dimensions: 3-D") for sentence in result["plan"])
+    assert Dataset.open(tmp_path / "out" / "dataset").info["depth"] == 24
+    config = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
+    assert config["network"]["arguments"]["dimensions"] == 3
+    assert list((tmp_path / "out" / "translated").rglob("CT/*.dcm"))
+
+
 def test_a_task_that_needs_masks_says_so_in_its_plan(sides, tmp_path):
     with pytest.raises(ValueError, match=r"expected scans with masks .* 'segment', found none.*--masks"):
         run(sides[1], tmp_path / "out", task="segment", minutes=MINUTES)

@@ -334,8 +334,8 @@ def _chosen(
         raise ValueError(
             "expected no percentiles in the plan for CT, whose HU mean the same in every scan: give a window such as [-160, 240]"
         )
-    stored, neighbours, dimension_words = _dimensions(looks, scans, wished)
     least = least_images(len(base["layers"]) > 1)
+    stored, neighbours, dimension_words = _dimensions(looks, scans, wished, least if request.volumes else None)
     if stored == 3 and len(scans) < least:
         raise ValueError(
             f"expected at least {least} volumes to learn from, found {len(scans)}: add more scans, or let their slices be learned (dimensions 2)"
@@ -369,6 +369,7 @@ def _chosen(
         *reasons,
         *mask_words,
         dimension_words,
+        *_volume_words(looks, scans, wished, base["layers"], stored, least),
         crop_words,
         *grid_words,
         *_intensity_words(kind, base["declared"], dimensions, looks, wished, by_median),
@@ -515,8 +516,10 @@ def _without_masks(looks: list[Look]) -> tuple[list[Look], bool, list[str]]:
     return [look for look in looks if not look.mask], True, [words]
 
 
-def _dimensions(looks: Sequence[Look], scans: Sequence[Scan], wished: Choices) -> tuple[int, int, str]:
-    """(2 or 3, neighbours, words) of the stored rows."""
+def _dimensions(
+    looks: Sequence[Look], scans: Sequence[Scan], wished: Choices, fewest: int | None
+) -> tuple[int, int, str]:
+    """(2 or 3, neighbours, words) of the stored rows; `fewest` volumes are taken as such, None for the usual number."""
     if wished.dimensions is not None:
         if wished.dimensions != 2 and scans[0].source.dimensions == 2:
             raise ValueError(f"expected volumes for dimensions {wished.dimensions} in the plan, found 2-D scans")
@@ -529,8 +532,20 @@ def _dimensions(looks: Sequence[Look], scans: Sequence[Scan], wished: Choices) -
         [(look.depth, look.height, look.width) for look in sampled],
         [look.spacing for look in sampled],
         paired=scans[0].target is not None,
+        **({} if fewest is None else {"fewest": fewest}),
     )
     return stored, neighbours, f"dimensions: {words}"
+
+
+def _volume_words(
+    looks: Sequence[Look], scans: Sequence[Scan], wished: Choices, layers: Sequence[str], stored: int, fewest: int
+) -> list[str]:
+    """Why masks of volumes that are stored as slices are better stored otherwise, where they could be."""
+    if stored == 3 or "masks" not in layers or wished.dimensions is not None:
+        return []
+    return [
+        "masks: to segment, or to paint from them, a few whole volumes teach more than their slices: --plan '{\"dimensions\": 3}'"
+    ] * (_dimensions(looks, scans, wished, fewest)[0] == 3)
 
 
 def _crop(looks: Sequence[Look], kind: str, dimensions: int, wished: Choices) -> tuple[Crop, str]:

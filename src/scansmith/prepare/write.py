@@ -302,6 +302,7 @@ def arguments_of(request: Request) -> str:
             request.modality,
             request.max_side,
             request.seed,
+            request.volumes,
         ]
         + [choices, hashlib.sha256(Path(table).read_bytes()).hexdigest() if table else None]
     )

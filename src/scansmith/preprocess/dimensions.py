@@ -19,6 +19,7 @@ def choose_dimensions(
     sizes: Sequence[tuple[int, int, int]],
     spacings: Sequence[tuple[float, float, float] | None],
     paired: bool = False,
+    fewest: int = FEWEST_VOLUMES,
 ) -> tuple[int, int, str]:
     """Whether to store slices or volumes: (2 or 3, neighbouring slices each side, the reason in words).
 
@@ -27,6 +28,7 @@ def choose_dimensions(
         sizes: (K, H, W) of the scans looked at, upright, K slices; all scans of the set count, so repeat where sampled.
         spacings: their (slice, row, column) voxel sizes in mm, None where not known.
         paired: pairs are prepared, for translation: slices then see their neighbours.
+        fewest: volumes that are learned from as such, where they have slices enough and nearly equal sides.
     """
     neighbours = NEIGHBOURS if paired else 0
     beside = f", with {NEIGHBOURS} neighbours on each side (2.5-D)" if paired else ""
@@ -50,11 +52,11 @@ def choose_dimensions(
             neighbours,
             f"2-D slices{beside}: voxels are {anisotropy:.1f} times as long as wide, 3-D up to {MOST_ANISOTROPY:g}",
         )
-    if len(sizes) < FEWEST_VOLUMES:
+    if len(sizes) < fewest:
         total = sum(size[0] for size in sizes)
         return (
             2,
             neighbours,
-            f"2-D slices{beside}: {len(sizes)} volumes give {total} slices, more to learn from; 3-D from {FEWEST_VOLUMES} volumes",
+            f"2-D slices{beside}: {len(sizes)} volumes give {total} slices, more to learn from; 3-D from {fewest} volumes",
         )
     return 3, 0, f"3-D: {len(sizes)} volumes of nearly equal-sided voxels ({anisotropy:.1f} to 1)"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 MOST_SIDE = 512  # longest side of the stored images
+WITHIN = ("superresolve", "segment", "paint")  # tasks that are learned within volumes where there are any, however few
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Job:
             MOST_SIDE,
             self.seed,
             replace(choices, window=self.window_of(0)) if alone else choices,
+            task in WITHIN,
         )
 
     def asked_of_targets(self, dimensions: int, spacing: tuple[float, ...] | None) -> Request:
