@@ -628,6 +628,19 @@ def test_masks_have_the_place_of_their_images_on_every_grid(tmp_path):
             assert set(np.unique(mask)) <= ({0, 1} if 1 in mask else {0, 2})
 
 
+@pytest.mark.parametrize(
+    ("slices", "plan", "advised"), [(16, None, True), (15, None, False), (16, '{"dimensions": 2}', False)]
+)
+def test_few_volumes_with_masks_are_stored_as_slices_with_the_way_to_whole_ones(tmp_path, slices, plan, advised):
+    for i in range(3):
+        nifti(tmp_path / "s" / "images" / f"{i}.nii", noise(i, shape=(16, 16, slices), high=500, dtype=np.int16))
+        nifti(tmp_path / "s" / "labels" / f"{i}.nii", square((16, 16, slices), slice(4)))
+    result = prepare(tmp_path / "s", tmp_path / "d", modality="MR", plan=plan)
+    words = " ".join(result["plan"])
+    assert Dataset.open(tmp_path / "d").info["depth"] is None
+    assert ("a few whole volumes teach more" in words) == advised
+
+
 def test_a_mask_that_marks_nothing_is_a_mask(tmp_path):
     for i in range(5):
         nifti(tmp_path / "s" / "images" / f"{i}.nii", noise(i, shape=(12, 12, 4), high=500, dtype=np.int16))
