@@ -49,6 +49,22 @@ def test_in_use_an_image_does_not_depend_on_its_neighbours_and_a_window_sees_wha
     assert (windows - whole).abs().mean() < 0.05 * whole.abs().mean()
 
 
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_it_is_told_where_all_sources_are_empty_which_dark_fluid_is_not(dimensions):
+    made = network(dimensions).eval()
+    made.start.weight.data[:, :2] = 0.0  # blind to values
+    x = torch.rand(1, 2, *(16,) * dimensions)
+    x[..., :8] = -1.0
+    x[:, 1, ..., :4] = -0.99
+    told = torch.zeros(1, 1, *(16,) * dimensions)
+    told[..., 4:8] = 1.0
+    found = []
+    made.start.register_forward_hook(lambda module, given, out: found.append(given[0]))
+    with torch.no_grad():
+        assert torch.equal(made(x), made(torch.where(told > 0, -1.0, 0.5).expand_as(x)))
+    assert torch.equal(found[0], torch.cat([x, told], 1))
+
+
 def test_output_stays_in_float32_where_training_is_in_bf16():
     made = network()
     x = torch.randn(2, 2, 16, 16)
