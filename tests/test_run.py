@@ -312,6 +312,29 @@ def test_good_scans_alone_teach_to_denoise_and_the_line_is_the_same(sides, tmp_p
     assert list((tmp_path / "out" / "translated").rglob("CT/*.dcm"))
 
 
+def test_without_pairs_held_out_scans_are_translated_and_shown_beside_their_sources(sides, tmp_path):
+    out = tmp_path / "out"
+    result = run(sides[0], out, to=sides[1], task="unpaired", minutes=MINUTES, device="cpu")
+    metrics = json.loads((out / "metrics.json").read_text())
+    held_out = set(
+        Dataset.open(out / "dataset").columns["patient"][Dataset.open(out / "dataset").rows("holdout")].tolist()
+    )
+    shown = metrics["unpaired"]
+    assert (shown["source"], shown["target"]) == ("MR", "CT") and metrics["verdict"] == result["verdict"]
+    assert {one["patient"] for one in shown["pictures"]} == held_out
+    for one in shown["pictures"]:
+        with Picture.open(out / one["file"]) as picture:
+            assert picture.text["SyntheticData"] == "YES" and picture.width > picture.height
+    assert len(list((out / "translated").rglob("T1/*.dcm"))) == 2 * len(held_out)
+    page = html.unescape((out / "report.html").read_text())
+    assert "Translation of MR to CT, learned without pairs" in page and "Missing from this folder" not in page
+    assert "scansmith train OUT/dataset OUT/train --task unpaired --to OUT/target" in page
+    assert page.count("Source, translation, a scan of another person") == len(held_out)
+    scansmith.report(out, real_images=False)
+    hidden = (out / "report.html").read_text()
+    assert "a scan of another person:" not in hidden and "left out of this page on request" in hidden
+
+
 def test_tasks_within_volumes_take_them_whole_however_few(tmp_path):
     phantom(tmp_path / "thin", patients=8, slices=24, size=32, seed=3)
     own = tmp_path / "thin" / "scans"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import numpy as np
 
 from ..runtime import write_atomic
 from .held_out import Scan
+
+Panel = tuple[str, np.ndarray, dict[str, Any]]  # heading, picture, how matplotlib shows it
 
 MOST = 8  # pictures
 LEAST_BODY = 0.25  # of the scan's largest section of the body, that a slice must show
@@ -90,12 +92,16 @@ def worst_of(scan: Scan, count: int) -> list[Slice]:
 def cut(scan: Scan, k: int, error: float) -> Slice:
     """One slice of a scan."""
     width = scan.spans(scan.upper[k] - scan.lower[k])
-    rows, columns = scan.spacing[1:]
-    aspect = rows / columns if np.isfinite(rows) and np.isfinite(columns) and columns > 0 else 1.0
     return Slice(
         error, scan.patient, k, scan.source[k].copy(), scan.units(scan.middle[k]), scan.units(scan.target[k]),
-        width if width.any() else None, scan.inside[k].copy(), float(aspect),
+        width if width.any() else None, scan.inside[k].copy(), aspect_of(scan.spacing),
     )  # fmt: skip
+
+
+def aspect_of(spacing: Sequence[float]) -> float:
+    """Height of a pixel over its width, from (slice, row, column) in mm; 1 where it is not known."""
+    rows, columns = spacing[1:]
+    return float(rows / columns) if np.isfinite(rows) and np.isfinite(columns) and columns > 0 else 1.0
 
 
 def ends(values: np.ndarray) -> tuple[float, float]:
@@ -106,11 +112,6 @@ def ends(values: np.ndarray) -> tuple[float, float]:
 
 def drawn(one: Slice, settings: Mapping[str, Any], units: str) -> bytes:
     """The panels of one slice as PNG, marked as synthetic."""
-    import io
-
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     kind, wished = settings["source"]["modality"], settings["target"]["modality"]
     low, high = ends(one.reference[one.inside])
     difference = one.output - one.reference
@@ -118,7 +119,7 @@ def drawn(one: Slice, settings: Mapping[str, Any], units: str) -> bytes:
     window = f"{short(low)} to {short(high)} {units}"
     grey: dict[str, Any] = {"cmap": "gray", "vmin": low, "vmax": high}
     first, last = ends(one.source[one.inside])
-    panels: list[tuple[str, np.ndarray, dict[str, Any]]] = [
+    panels: list[Panel] = [
         (f"Source ({kind})", one.source, {"cmap": "gray", "vmin": min(first, -1.0), "vmax": last}),
         (f"SYNTHETIC {wished}\n{window}", one.output, grey),
         (f"Reference ({wished})\n{window}", one.reference, grey),
@@ -127,12 +128,22 @@ def drawn(one: Slice, settings: Mapping[str, Any], units: str) -> bytes:
     if one.width is not None:
         top = float(np.quantile(one.width[one.inside], 0.99)) if one.inside.any() else float(one.width.max())
         panels.append((bounds_title(settings, units), one.width, {"cmap": "magma", "vmin": 0.0, "vmax": top or 1.0}))
-    tall = WIDE * one.aspect * one.source.shape[0] / one.source.shape[1]
+    words = f"{one.patient}, slice {one.number + 1}: mean absolute error {one.error:.3g} {units}. SYNTHETIC, not for diagnosis."
+    return sheet(panels, words, one.aspect)
+
+
+def sheet(panels: Sequence[Panel], words: str, aspect: float) -> bytes:
+    """Pictures in a row, and words below, as PNG that is marked as synthetic."""
+    import io
+
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    tall = WIDE * aspect * max(image.shape[0] / image.shape[1] for _, image, _ in panels)
     with rc_context({"font.size": LETTERS, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}):
         figure = Figure(figsize=(WIDE * len(panels), tall + HEADING), dpi=130, facecolor="white")
         for place, (title, image, options) in enumerate(panels):
-            panel(figure, (place, len(panels)), title, image, one.aspect, options)
-        words = f"{one.patient}, slice {one.number + 1}: mean absolute error {one.error:.3g} {units}. SYNTHETIC, not for diagnosis."
+            panel(figure, (place, len(panels)), title, image, aspect, options)
         figure.text(0.005, 0.012, words, color=MUTED, fontsize=LETTERS - 0.5)
         file = io.BytesIO()
         figure.savefig(file, format="png", metadata={"SyntheticData": "YES", "Software": None})

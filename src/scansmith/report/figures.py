@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,19 @@ def shrink(path: Path, width: int, height: int, synthetic: bool) -> str:
         size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     return png(picture, synthetic)
+
+
+def pictures(root: Path, entries: Sequence[Any], most: tuple[int, int]) -> Iterator[dict[str, str]]:
+    """{"image", "words"} of pictures that an evaluation named; what is no picture below the folder is left out."""
+    for entry in entries:
+        entry = entry if isinstance(entry, dict) else {"file": entry}
+        path = root / str(entry.get("file"))
+        if not path.resolve().is_relative_to(root.resolve()):
+            continue
+        try:
+            yield {"image": shrink(path, *most, synthetic=True), "words": str(entry.get("words") or "")}
+        except OSError:
+            continue
 
 
 # ------------------------------------------------------------------------------------------------ charts

@@ -48,6 +48,11 @@ class RunFolder:
         return self.root / "train" if (self.root / "train").is_dir() else self.root
 
     @cached_property
+    def without_pairs(self) -> dict[str, Any]:
+        """Of a run that learned without pairs the kinds of scans and the pictures; empty for others."""
+        return dict(self.metrics.get("unpaired") or {})
+
+    @cached_property
     def recipe(self) -> dict[str, Any]:
         return read_json(self.training / "recipe.json")
 
@@ -108,7 +113,7 @@ class RunFolder:
         """Names of `PARTS` that are not there."""
         found = {
             "run.json": self.run, "dataset/": self.dataset is not None, "train/log.jsonl": self.ticks, "train/recipe.json": self.recipe,
-            "train/samples/": self.samples, "model/": self.model, "images/": self.images, "metrics.json": self.metrics, "nearest.png": self.nearest,
+            "train/samples/": self.samples, "model/": self.model, "images/": self.images or self.without_pairs, "metrics.json": self.metrics, "nearest.png": self.nearest,
         }  # fmt: skip
         return [part for part in PARTS if not found[part]]
 

@@ -43,6 +43,7 @@ TERMS = {
 # Images a side that the intensity histogram is counted over: its shape is settled, and reading more only takes time.
 HISTOGRAM_IMAGES = 200
 MOST_CLASSES = 10
+WIDEST, TALLEST = 1530, 900  # pixels of a picture that spans the page
 
 
 def write(out: Path, *, title: str | None, count: int, real_images: bool, seed: int) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def write(out: Path, *, title: str | None, count: int, real_images: bool, seed: 
         raise ValueError(f"expected a count of at least 1 image, got {count!r}")
     context = {
         "header": header(folder, title), "real_images": real_images, "sections": SECTIONS, "missing": missing_rows(missing),
-        "pictures": pictures(folder, count, real_images, seed), "data": data(folder, seed), "plan": plan(folder), "training": training(folder),
+        "pictures": pictures(folder, count, real_images, seed), "beside": beside(folder, real_images), "data": data(folder, seed), "plan": plan(folder), "training": training(folder),
         "metrics": metrics(folder), "nearest": nearest(folder, real_images), "limits": limits(folder), "again": again(folder),
     }  # fmt: skip
     html = render(context)
@@ -117,6 +118,8 @@ def header(folder: RunFolder, title: str | None) -> dict[str, Any]:
     words = f"Synthetic {kind} scans".replace("  ", " ") + (
         f" from {total:,} scan{'s' * (total != 1)}" if total else ""
     )
+    if folder.without_pairs:
+        words = "Translation of {source} to {target}, learned without pairs".format(**folder.without_pairs)
     facts = {
         "Software": f"scansmith {software(folder)}",
         "Date": folder.metrics.get("created") or folder.run.get("created"),
@@ -160,6 +163,14 @@ def pictures(folder: RunFolder, count: int, real_images: bool, seed: int) -> dic
         "volumes": folder.dataset is not None and len(folder.dataset.shape) == 4,
         "labels_cut": len(groups) == MOST_CLASSES,
     }
+
+
+def beside(folder: RunFolder, real_images: bool) -> dict[str, Any] | None:
+    """Of a run without pairs held-out scans, their translations, and scans of other people; None for others."""
+    if not folder.without_pairs:
+        return None
+    found = list(figures.pictures(folder.root, folder.without_pairs.get("pictures") or [], (WIDEST, TALLEST)))
+    return {"rows": found if real_images else [], "held_back": bool(found) and not real_images}
 
 
 def sheet_pair(folder: RunFolder, pool: np.ndarray, label: str | None, count: int, seed: int) -> dict[str, Any]:
@@ -712,15 +723,24 @@ def again(folder: RunFolder) -> dict[str, Any]:
         "Seed": seed, "Model (SHA-256 of weights and configuration, first 16 digits)": folder.model_hash, "Prepared data (SHA-256)": folder.data_hash,
         "Synthetic images": made or None,
     }  # fmt: skip
+    training = {"minutes": folder.run.get("training_minutes"), "seed": seed}
+    stages = [
+        f"scansmith prepare SCANS OUT/dataset{flags({**found, 'seed': seed})}",
+        f"scansmith train OUT/dataset OUT/train{flags(training)}",
+        f"scansmith synthesize OUT/train/model OUT/images{flags({'count': made or None, 'seed': seed})}",
+        f"scansmith evaluate OUT/dataset OUT/images OUT{flags({'seed': seed})}",
+        "scansmith report OUT",
+    ]
+    if folder.without_pairs:
+        stages[1:4] = [
+            f"scansmith prepare TARGET OUT/target{flags({'labels': 'none', 'masks': 'none', 'seed': seed})}",
+            f"scansmith train OUT/dataset OUT/train{flags({'task': 'unpaired', 'to': 'OUT/target', **training})}",
+            "scansmith translate OUT/train/model SCANS OUT/translated",
+            f"scansmith evaluate OUT/target OUT/translated OUT{flags({'seed': seed})}",
+        ]
     return {
         "command": "scansmith run SCANS OUT" + flags({"minutes": asked.get("minutes"), "count": asked.get("count"), **translated, **found, "seed": seed}),
-        "stages": [
-            f"scansmith prepare SCANS OUT/dataset{flags({**found, 'seed': seed})}",
-            f"scansmith train OUT/dataset OUT/train{flags({'minutes': folder.run.get('training_minutes'), 'seed': seed})}",
-            f"scansmith synthesize OUT/train/model OUT/images{flags({'count': made or None, 'seed': seed})}",
-            f"scansmith evaluate OUT/dataset OUT/images OUT{flags({'seed': seed})}",
-            "scansmith report OUT",
-        ],
+        "stages": stages,
         "versions": versions, "recorded": isinstance(recorded, dict), "facts": {term: fact for term, fact in facts.items() if fact is not None},
     }  # fmt: skip
 

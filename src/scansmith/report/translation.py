@@ -39,7 +39,6 @@ CURVES: list[dict[str, Any]] = [
     {"name": "losses", "title": "Losses", "y": "Loss", "keys": [("loss_g", "translator", "synthetic"), ("loss_d", "discriminator", "real")], "reference": None,
      "words": "The loss on training patches."},
 ]  # fmt: skip
-WIDEST, TALLEST = 1530, 900  # pixels of a picture on the page
 
 
 def judged(folder: RunFolder) -> bool:
@@ -100,17 +99,7 @@ def named(folder: RunFolder) -> str:
 def worst(folder: RunFolder, real_images: bool) -> dict[str, Any]:
     """The pictures of the evaluation, worst first."""
     entries = folder.metrics.get("pictures") or []
-    rows = []
-    for entry in entries if real_images else []:
-        entry = entry if isinstance(entry, dict) else {"file": entry, "words": ""}
-        path = folder.root / str(entry.get("file"))
-        if not path.resolve().is_relative_to(folder.root.resolve()):
-            continue
-        try:
-            image = figures.shrink(path, WIDEST, TALLEST, synthetic=True)
-        except OSError:
-            continue
-        rows.append({"image": image, "words": entry.get("words") or ""})
+    rows = list(figures.pictures(folder.root, entries, (page.WIDEST, page.TALLEST))) if real_images else []
     bounds = bool(folder.metrics.get("calibration"))
     return {"rows": rows, "held_back": bool(entries) and not real_images, "bounds": bounds, "task": folder.metrics["task"]}  # fmt: skip
 

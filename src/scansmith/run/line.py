@@ -203,7 +203,21 @@ def evaluate(run: Run) -> dict[str, Any]:
         why = f"no held-out scan was translated, so nothing was judged: {'; '.join(reasons)}"
         print(why, file=sys.stderr, flush=True)
         return {"words": [why]}
-    return evaluated(run.out / real, run.out / fake, run.out, seed=run.job.seed, device=run.job.device)
+    result = evaluated(run.out / real, run.out / fake, run.out, seed=run.job.seed, device=run.job.device)
+    return beside(run, result) if run.task == "unpaired" else result
+
+
+def beside(run: Run, result: dict[str, Any]) -> dict[str, Any]:
+    """The result with pictures of held-out scans beside their translations, in OUT/metrics.json, too."""
+    from ..dataset import Dataset
+    from ..evaluate.without_pairs import drawn_beside
+    from ..model import load
+    from ..runtime import write_json
+
+    data, other = (Dataset.open(run.out / name) for name in ("dataset", "target"))
+    found = result | {"unpaired": drawn_beside(data, other, load(run.out / "model"), run.out, run.job.device)}
+    write_json(run.out / "metrics.json", found)
+    return found
 
 
 def report(run: Run) -> dict[str, Any]:
