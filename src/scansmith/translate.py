@@ -48,7 +48,7 @@ def translate(
         model: model folder of a training on pairs (RUN/model).
         scans: folder of scans of the source's kind, or one file.
         out: folder for the translations; what this model has translated into it before is not translated again.
-        maps: also write a lower and an upper bound and a trust map; in DICOM as Parametric Maps.
+        maps: a lower and an upper bound and a trust map are written, too, in DICOM as Parametric Maps; without, the scans alone.
         force: translate also what is refused; the files say so.
         device: "auto", "cpu", "cuda" or "cuda:1".
 
