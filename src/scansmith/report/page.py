@@ -119,7 +119,8 @@ def header(folder: RunFolder, title: str | None) -> dict[str, Any]:
         f" from {total:,} scan{'s' * (total != 1)}" if total else ""
     )
     if folder.without_pairs:
-        words = "Translation of {source} to {target}, learned without pairs".format(**folder.without_pairs)
+        kinds = (folder.without_pairs.get(side, "scans") for side in ("source", "target"))
+        words = "Translation of {} to {}, learned without pairs".format(*kinds)
     facts = {
         "Software": f"scansmith {software(folder)}",
         "Date": folder.metrics.get("created") or folder.run.get("created"),
@@ -732,8 +733,11 @@ def again(folder: RunFolder) -> dict[str, Any]:
         "scansmith report OUT",
     ]
     if folder.without_pairs:
-        stages[1:4] = [
-            f"scansmith prepare TARGET OUT/target{flags({'labels': 'none', 'masks': 'none', 'seed': seed})}",
+        own, _, wished = str(asked.get("modality") or "").partition(":")
+        sides = {"modality": wished or None, "labels": "none", "masks": "none", "seed": seed}
+        stages[:4] = [
+            f"scansmith prepare SCANS OUT/dataset{flags({**found, 'modality': own or None, 'seed': seed})}",
+            f"scansmith prepare TARGET OUT/target{flags(sides)}",
             f"scansmith train OUT/dataset OUT/train{flags({'task': 'unpaired', 'to': 'OUT/target', **training})}",
             "scansmith translate OUT/train/model SCANS OUT/translated",
             f"scansmith evaluate OUT/target OUT/translated OUT{flags({'seed': seed})}",
