@@ -50,3 +50,12 @@ def test_what_both_do_alike_stays_and_ct_has_the_models_window(pairs):
     rows = pairings.cases_of(pairs, np.arange(len(pairs)))[0]
     wished = window_of(np.stack([pairs.target(int(row)) for row in rows]), "MR", 3)
     assert back.columns["target_high"][rows[0]] == wished.high
+
+
+def test_x_rays_keep_the_windows_that_their_files_name(pairs):
+    same = as_learned(
+        pairs, model_of({"modality": "DX", "units": "a.u."}, {"modality": "DX", "units": "a.u."}, by_median=False)
+    )
+    assert all(
+        np.array_equal(same.columns[name], pairs.columns[name]) for name in ("low", "high", "target_low", "target_high")
+    )

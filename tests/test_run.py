@@ -336,7 +336,7 @@ def test_without_pairs_held_out_scans_are_translated_and_shown_beside_their_sour
 
 
 def test_tasks_within_volumes_take_them_whole_however_few(tmp_path):
-    phantom(tmp_path / "thin", patients=8, slices=24, size=32, seed=3)
+    phantom(tmp_path / "thin", patients=4, slices=24, size=32, seed=3)
     own = tmp_path / "thin" / "scans"
     stored = {task: survey(job_of(own, tmp_path / "out", task=task)).plan.stored_dimensions for task in ("make", "denoise", "superresolve")}  # fmt: skip
     assert stored == {"make": 2, "denoise": 2, "superresolve": 3}

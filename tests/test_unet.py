@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from scansmith.networks.unet import UNet
+from scansmith.pairings.scans import with_presence
 from scansmith.windows import predict
 
 
@@ -56,6 +58,7 @@ def test_it_is_told_where_all_sources_are_empty_which_dark_fluid_is_not(dimensio
     x = torch.rand(1, 2, *(16,) * dimensions)
     x[..., :8] = -1.0
     x[:, 1, ..., :4] = -0.99
+    x[..., 5], x[..., 6] = -1.0 + 2e-7, -1.25  # rounded, and below the window
     told = torch.zeros(1, 1, *(16,) * dimensions)
     told[..., 4:8] = 1.0
     found = []
@@ -63,6 +66,23 @@ def test_it_is_told_where_all_sources_are_empty_which_dark_fluid_is_not(dimensio
     with torch.no_grad():
         assert torch.equal(made(x), made(torch.where(told > 0, -1.0, 0.5).expand_as(x)))
     assert torch.equal(found[0], torch.cat([x, told], 1))
+
+
+def test_of_several_sources_those_that_are_missing_do_not_count():
+    made = network(in_channels=12, sources=2).eval()  # a slice with one neighbour on each side
+    images = torch.rand(3, 2, 16, 16)
+    images[..., :8] = -1.0
+    images[1, 0, :, :4] = 0.3  # a neighbour shows something
+    told = []
+    made.start.register_forward_hook(lambda module, given, out: told.append(given[0][0, -1]))
+    for here in (np.array([True, True]), np.array([True, False])):
+        shown = images.clone()
+        shown[:, ~torch.from_numpy(here)] = -1.0
+        with torch.no_grad():
+            made(torch.from_numpy(np.concatenate([with_presence(one.numpy(), here) for one in shown]))[None])
+    expected = torch.zeros(16, 16)
+    expected[:, 4:8] = 1.0
+    assert torch.equal(told[0], expected) and torch.equal(told[1], expected)
 
 
 def test_output_stays_in_float32_where_training_is_in_bf16():

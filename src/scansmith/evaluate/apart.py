@@ -17,7 +17,7 @@ from ..preprocess.window import window_of
 def as_learned(data: Dataset, model: Model) -> Dataset:
     """The pairs with the windows that scans had where the model learned, and have in `translate`; the voxels are the same.
 
-    CT sources get the model's window in HU. Other scans get their own again, of MR by percentiles where the model's were.
+    CT sources get the model's window in HU, MR its own again, by percentiles where the model's were; others keep theirs.
     """
     settings, columns = model.config["translation"], dict(data.columns)
     choices, learned = settings["choices"], settings["source"]
@@ -28,12 +28,14 @@ def as_learned(data: Dataset, model: Model) -> Dataset:
         if learned["units"] == "HU":
             return IntensityMap(learned["low"], learned["high"], "HU")
         window, percentiles = choices.get("window"), choices.get("percentiles")
-        return None if plain else window_of(values, learned["modality"], choices["dimensions"], None, window, percentiles, by_median)  # fmt: skip
+        if learned["modality"] != "MR":
+            return None
+        return None if plain else window_of(values, "MR", choices["dimensions"], None, window, percentiles, by_median)  # fmt: skip
 
     def target(values: np.ndarray) -> IntensityMap | None:
-        if plain or settings["target"]["units"] == "HU":
+        if plain or settings["target"]["modality"] != "MR":
             return None
-        return window_of(values, settings["target"]["modality"], choices["dimensions"], by_median=by_median)
+        return window_of(values, "MR", choices["dimensions"], by_median=by_median)
 
     sides: tuple[tuple[str, Callable[[int], np.ndarray | None], Callable[[np.ndarray], IntensityMap | None]], ...] = (
         ("", data.image, source), ("target_", data.target, target),

@@ -112,11 +112,11 @@ def repeats(
 ) -> tuple[int, int] | None:  # fmt: skip
     """How many synthetic images resemble another one more than 99 % of equally many real ones resemble one of another patient.
 
-    Slices of one synthetic patient are alike as those of a real one are, so that only others count; where all files name the same
-    patient, each image counts as one.
+    Slices of one synthetic patient (`fake_groups`; default: each image is one) are alike as those of a real one are, so that only
+    others count.
 
     Returns:
-        (images that repeat another, images looked at); None when fewer than 10 on a side can be compared.
+        (images that repeat another, images looked at); None when fewer than 10 on a side can be compared, or all are of one patient.
     """
     count = min(len(fake), len(real))
     if count < 10:
@@ -128,7 +128,9 @@ def repeats(
     among_real = among_real[among_real > -1.0]
     if len(among_real) < 10:
         return None
-    own = np.arange(len(fake)) if fake_groups is None or len(np.unique(fake_groups)) == 1 else fake_groups
+    own = np.arange(len(fake)) if fake_groups is None else fake_groups
+    if len(np.unique(own[fake_rows])) == 1:
+        return None
     among_fake = look(fake[fake_rows], fake[fake_rows], groups=own[fake_rows]).similarity
     # Constant images have similarity 0 to everything, so they are counted apart.
     flat = np.ptp(fake[fake_rows].reshape(count, -1), axis=1) < 1e-3

@@ -12,7 +12,7 @@ KERNEL = np.array([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]], np.fl
 SIDE = 5  # voxels of a window that noise is looked for in
 # Share of windows that are the flattest, and what their noise is taken for less than it is: measured on white noise, standard normal.
 FLATTEST, LESS = 0.01, 0.518
-FEWEST = 500  # windows
+FEWEST = 2000  # windows
 NONE = 1e-6  # encoded, below which rounding is all that is seen
 
 

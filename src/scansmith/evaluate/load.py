@@ -66,6 +66,14 @@ class Scans:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def apart(self) -> np.ndarray:
+        """(N,) int64, the same number for images of one patient; where all name the same one, for images of one scan."""
+        if self.dataset is not None or len(np.unique(self.groups)) > 1:
+            return self.groups
+        scans: dict[object, int] = {}
+        return np.array([scans.setdefault(self.slices[row][0].files[0], len(scans)) for row in self.rows], np.int64)
+
     def part(self, chosen: np.ndarray) -> Scans:
         """Only the images at these positions."""
         return replace(self, rows=self.rows[chosen], groups=self.groups[chosen])

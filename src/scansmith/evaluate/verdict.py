@@ -80,7 +80,7 @@ def evaluate(
         progress.update(2, "distances done")
         judged = classify(reference, others, fakes, seed, device, entries, reasons)
         progress.update(3, judged)
-        repeated = copies.repeats(fakes, others, other_scans.groups, seed, device, unmirrored, fake_scans.groups)
+        repeated = copies.repeats(fakes, others, other_scans.groups, seed, device, unmirrored, fake_scans.apart)
         add_repeats(repeated, entries, reasons)
         found, pairs = search_copies(
             sets, size, reference, reference_scans, fakes, fake_scans, seed, device, entries, reasons, out
@@ -249,7 +249,7 @@ def classify(
 def add_repeats(repeated: tuple[int, int] | None, entries: words.Entries, reasons: dict[str, str]) -> None:
     """Add the share of synthetic scans that repeat each other, or the reason against it."""
     if repeated is None:
-        reasons["repeats"] = "needs 10 synthetic images and 10 real ones of different patients"
+        reasons["repeats"] = "needs 10 images on either side, of more than one patient or scan"
         return
     hits, count = repeated
     entries["repeats"] = {

@@ -19,7 +19,7 @@ WIDEST = 8  # times the width at full resolution
 # Bounds begin at softplus(-2) = .13 from the middle. They and logits move so many times as fast as other outputs: their losses are
 # flat, and short runs are few steps.
 FIRST, QUICK = -2.0, 4.0
-BOTTOM = -1.0  # of the window, encoded
+BOTTOM = -1.0 + 1e-4  # of the window, encoded; resampling and thickening round
 
 
 class UNet(nn.Module):
@@ -32,6 +32,7 @@ class UNet(nn.Module):
         doublings: levels below full resolution; sides must be divisible by 2**doublings.
         residual: the middle is what is added to the source's middle channels.
         heads: 3, or 1 for logits alone.
+        sources: of several sources their number: in each slice of the input so many channels are images, and as many say which are there.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class UNet(nn.Module):
         doublings: int = 4,
         residual: bool = False,
         heads: int = 3,
+        sources: int = 0,
     ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.sources = heads, sources
         before = (in_channels - out_channels) // 2
         self.added = slice(before, before + out_channels) if residual else None
         convolution, up = CONVOLUTIONS[dimensions], UP_CONVOLUTIONS[dimensions]
@@ -69,7 +71,8 @@ class UNet(nn.Module):
         if any(side % self.step for side in x.shape[2:]):
             raise ValueError(f"expected sides divisible by {self.step}, found {tuple(x.shape[2:])}: pad the image")
         # Where there is nothing, as around a brain that was cut out, all voxels lie at the bottom; in dark fluid they lie near it.
-        nothing = (x == BOTTOM).all(1, keepdim=True)
+        images = x.unflatten(1, (-1, 2 * self.sources))[:, :, : self.sources].flatten(1, 2) if self.sources else x
+        nothing = (images <= BOTTOM).all(1, keepdim=True)
         x = self.encoders[0](self.start(torch.cat([x, nothing.to(x.dtype)], 1)))
         skips = []
         for down, encoder in zip(self.downs, list(self.encoders)[1:]):

@@ -239,7 +239,7 @@ def survey(
     kind = str(about[0]["modality"]) if about else kind
     said_of_target = target_kind(request, every, sources, target_of)
     few = sum(images_in(every[number]) for number in sources)
-    least = least_images(bool(target_of or masks_of))
+    least = least_images(bool(target_of or masks_of) or request.volumes)
     if few < least:
         raise ValueError(
             f"expected at least {least} images to learn from in {scans}, found {few}: add more scans of this kind"
@@ -334,7 +334,7 @@ def _chosen(
         raise ValueError(
             "expected no percentiles in the plan for CT, whose HU mean the same in every scan: give a window such as [-160, 240]"
         )
-    least = least_images(len(base["layers"]) > 1)
+    least = least_images(len(base["layers"]) > 1 or request.volumes)
     stored, neighbours, dimension_words = _dimensions(looks, scans, wished, least if request.volumes else None)
     if stored == 3 and len(scans) < least:
         raise ValueError(

@@ -47,7 +47,7 @@ class Request:
     max_side: int = 512
     seed: int = 0
     choices: Choices = NO_CHOICES
-    volumes: bool = False  # learned from as such, be they ever so few
+    volumes: bool = False  # learned from as such, from two on
 
     @property
     def target_folder(self) -> Path | None:

@@ -202,7 +202,7 @@ def _carry_out(
     generation = (last or 0) + 1
     plan, ledger, writer = store_scans(root, places.cache, found, called, workers, generation, request.seed)
     found = replace(found, plan=plan)
-    _require_enough(ledger, places, least_images(len(plan.layers) > 1))
+    _require_enough(ledger, places, least_images(len(plan.layers) > 1 or request.volumes))
     same = earlier.get("arguments") in (None, arguments_of(request))
     near = near_copies(root, found, ledger, generation)
     splits, left_out, split_words = split_scans(
@@ -302,8 +302,8 @@ def arguments_of(request: Request) -> str:
             request.modality,
             request.max_side,
             request.seed,
-            request.volumes,
         ]
+        + ["volumes"] * request.volumes
         + [choices, hashlib.sha256(Path(table).read_bytes()).hexdigest() if table else None]
     )
 

@@ -734,19 +734,40 @@ def again(folder: RunFolder) -> dict[str, Any]:
     ]
     if folder.without_pairs:
         own, _, wished = str(asked.get("modality") or "").partition(":")
-        sides = {"modality": wished or None, "labels": "none", "masks": "none", "seed": seed}
+        sides = {
+            "modality": wished or None,
+            "labels": "none",
+            "masks": "none",
+            "plan": plan_of_targets(folder),
+            "seed": seed,
+        }
         stages[:4] = [
             f"scansmith prepare SCANS OUT/dataset{flags({**found, 'modality': own or None, 'seed': seed})}",
             f"scansmith prepare TARGET OUT/target{flags(sides)}",
             f"scansmith train OUT/dataset OUT/train{flags({'task': 'unpaired', 'to': 'OUT/target', **training})}",
-            "scansmith translate OUT/train/model SCANS OUT/translated",
+            "scansmith translate OUT/train/model HELD_OUT_SCANS OUT/translated",
             f"scansmith evaluate OUT/target OUT/translated OUT{flags({'seed': seed})}",
         ]
+    if not plan and folder.dataset is not None and len(folder.dataset.shape) == 4:
+        plan = shlex.quote(
+            json.dumps({"dimensions": 3})
+        )  # `run` takes volumes for some tasks where `prepare` takes slices
+    pairs_of = translated["pairs"] or translated["to"]
     return {
+        "prepared": {**found, "pairs": pairs_of, "masks": translated["masks"], "plan": plan, "seed": seed},
         "command": "scansmith run SCANS OUT" + flags({"minutes": asked.get("minutes"), "count": asked.get("count"), **translated, **found, "seed": seed}),
         "stages": stages,
         "versions": versions, "recorded": isinstance(recorded, dict), "facts": {term: fact for term, fact in facts.items() if fact is not None},
     }  # fmt: skip
+
+
+def plan_of_targets(folder: RunFolder) -> str | None:
+    """The plan with which scans to translate to lie on the sources' grid, without pairs."""
+    if folder.dataset is None:
+        return None
+    info = folder.dataset.info
+    kept = {"dimensions": 3 if info.get("depth") else 2} | ({"spacing": info["spacing"]} if info.get("spacing") else {})
+    return shlex.quote(json.dumps(kept))
 
 
 def flags(options: dict[str, Any]) -> str:

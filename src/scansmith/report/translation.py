@@ -255,8 +255,11 @@ def limits(folder: RunFolder) -> list[str]:
         said = [
             "A translation is a guess from the source at what another scan would show. What the source does not show, it cannot know: it must not be read as a scan that was taken, nor used for diagnosis.",
             "A low mean error is no proof that a small finding is kept: it covers few voxels. The pictures above show where errors lie, the lesions what becomes of simulated spots.",
-            "The real/real floor is an estimate: the data hold one scan of each patient and kind, so it is what two scans with the noise of the reference's flattest places would differ by. Between two real scans the patient moves as well, and between those of a pair, too.",
         ]
+        if "floor" in (found.get("metrics") or {}):
+            said.append(
+                "The real/real floor is an estimate: the data hold one scan of each patient and kind, so it is what two scans with the noise of the reference's flattest places would differ by. Between two real scans the patient moves as well, and between those of a pair, too."
+            )
         if found.get("translation") == "unpaired":
             said.append(
                 "The model learned without pairs. If findings are more frequent in one kind of its training scans than in the other, it may add or remove them."
@@ -275,7 +278,7 @@ def again(folder: RunFolder) -> dict[str, Any]:
     found = page.again(folder)
     asked = {"seed": page.seed_of(folder)}
     stages = [
-        "scansmith prepare SCANS OUT/dataset",
+        f"scansmith prepare SCANS OUT/dataset{page.flags(found['prepared'])}",
         f"scansmith train OUT/dataset OUT/train{page.flags({'task': folder.metrics.get('translation', 'segment'), 'minutes': folder.run.get('training_minutes'), **asked})}",
         "scansmith translate OUT/train/model SCANS OUT/translated",
         f"scansmith evaluate OUT/dataset OUT/train/model OUT{page.flags(asked)}",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 MOST_SIDE = 512  # longest side of the stored images
-WITHIN = ("superresolve", "segment", "paint")  # tasks that are learned within volumes where there are any, however few
+WITHIN = ("superresolve", "segment", "paint")  # tasks that are learned within volumes where there are two or more
 
 
 @dataclass(frozen=True)

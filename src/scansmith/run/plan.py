@@ -108,7 +108,7 @@ def task_of(found: Found) -> Task:
     target = plan.target_channels or plan.channels
     wished: dict[str, Callable[[], Task]] = {
         "make": lambda: Task(plan.channels, plan.grid, len(plan.labels), count),
-        "paired": lambda: Task(source, plan.grid, 0, count, made=target),
+        "paired": lambda: Task(source, plan.grid, 0, count, made=target, sources=len(plan.sources)),
         "denoise": lambda: Task(source, plan.grid, 0, count, made=target, residual=True),
         "superresolve": lambda: Task(source, plan.grid, 0, count, made=target, residual=True),
         "segment": lambda: Task(source, plan.grid, 0, count, made=labels),

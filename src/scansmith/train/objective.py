@@ -24,6 +24,7 @@ class Task:
         train_images: number of training images.
         made: channels of the image that each is translated to; 0 where nothing is translated.
         residual: whether that image is the source's middle channels, a little changed.
+        sources: of several sources their number, 0 of one.
         like: grid of the model that is started from, which is then the only one; None chooses by the wished side.
     """
 
@@ -34,6 +35,7 @@ class Task:
     like: Grid | None = None
     made: int = 0
     residual: bool = False
+    sources: int = 0
 
     def grid(self, target: int) -> Grid:
         """The training grid whose longest side is near `target`; of a translation the patch of that side at most."""

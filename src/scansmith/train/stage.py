@@ -296,7 +296,10 @@ def translation_of(data: Dataset, pairing: Pairing | None, other: Dataset | None
     size = data.shape[1:]
     if pairing:
         count = enough(data, len(pairing.rows("train")), fewest=1)
-        return Task(pairing.in_channels, size, 0, count, made=pairing.out_channels, residual=pairing.residual)
+        sources = len(pairing.names) if isinstance(pairing, pairings.Several) else 0
+        return Task(
+            pairing.in_channels, size, 0, count, made=pairing.out_channels, residual=pairing.residual, sources=sources
+        )
     assert other
     enough(other, len(other.rows("train")), fewest=1)
     count = enough(data, len(data.rows("train")), fewest=1)

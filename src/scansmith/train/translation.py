@@ -43,7 +43,7 @@ class Translation(Objective):
         super().__init__()
         self.generator_arguments = {
             "in_channels": task.channels, "out_channels": task.made, "dimensions": grid.dimensions,
-            "width": recipe.width, "doublings": grid.doublings, "residual": task.residual,
+            "width": recipe.width, "doublings": grid.doublings, "residual": task.residual, "sources": task.sources,
         }  # fmt: skip
         self.translator = TRANSLATORS[recipe.generator](**self.generator_arguments)
         self.averages, self.d_loss, self.g_loss = recipe.ema_fraction > 0, *losses.LOSSES[recipe.loss]
