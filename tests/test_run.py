@@ -346,6 +346,8 @@ def test_tasks_within_volumes_take_them_whole_however_few(tmp_path):
     config = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
     assert config["network"]["arguments"]["dimensions"] == 3
     assert list((tmp_path / "out" / "translated").rglob("CT/*.dcm"))
+    page = html.unescape((tmp_path / "out" / "report.html").read_text())
+    assert """scansmith prepare SCANS OUT/dataset --plan '{"dimensions": 3}'""" in page
 
 
 def test_a_task_that_needs_masks_says_so_in_its_plan(sides, tmp_path):
