@@ -17,8 +17,10 @@ import SimpleITK
 import torch
 from pydicom.dataset import Dataset
 from pydicom.uid import EnhancedCTImageStorage
+from test_translation import default
 
-from scansmith import formats, inference, model, pairings, phantom, prepare, translate
+from scansmith import formats, inference, model, pairings, phantom, prepare, train, translate
+from scansmith.dataset import COLUMNS, Writer
 from scansmith.dataset import Dataset as Prepared
 from scansmith.formats import Marking
 from scansmith.image import Image
@@ -191,6 +193,51 @@ def test_what_changes_nothing_returns_the_scan_within_half_a_unit_in_its_place(t
     assert np.array_equal(after.affine, before.affine) or format == "frames"  # its frames become files: digits of DS
     np.testing.assert_allclose(after.affine, before.affine, atol=1e-5)
     assert (after.modality, after.units) == ("CT", "HU")
+    assert apart(after, before) <= 0.5
+
+
+@pytest.fixture(scope="module")
+def learned_identity(tmp_path_factory):
+    """A model that was trained on CT slices of noise beside themselves."""
+    root, random = tmp_path_factory.mktemp("identity"), np.random.default_rng(0)
+    count, size, window = 24, (40, 48), {"low": -1024.0, "high": 1000.0}
+    values = {
+        "case": [f"c{k}" for k in range(count)], "patient": [f"p{k}" for k in range(count)], "spacing": [[2.5, 0.7, 0.7]] * count,
+        "split": ["train"] * 16 + ["validation"] * 8, "units": ["HU"] * count, "affine": [np.eye(4)] * count,
+        "crop": [[0.0, 0.0, 0.0, 1.0, 40.0, 48.0]] * count,
+        **{f"{side}{end}": [value] * count for side in ("", "target_") for end, value in window.items()},
+    }  # fmt: skip
+    choices = {"channels": 1, "dimensions": 3, "bias_field": False, "landmarks": None, "window": None, "percentiles": None,
+               "depth": None, "height": 40, "width": 48}  # fmt: skip
+    info = {
+        "modality": "CT", "units": "HU", "labels": [], "spacing": [0.7, 0.7], "source_format": "nifti", "hash": "d" * 16,
+        "neighbours": 0, "target": {"modality": "CT", "channels": 1, "units": "HU"}, "choices": choices,
+    }  # fmt: skip
+    layers = {name: (np.dtype(np.int16), (1, *size)) for name in ("images", "targets")}
+    writer = Writer(root / "data", layers)
+    for _ in range(count):
+        slices = random.integers(-1024, 1000, (1, 1, *size)).astype(np.int16)
+        writer.add({"images": slices, "targets": slices})
+    writer.finish(info, {name: values.get(name, default(name, count)) for name in COLUMNS})
+    return Path(train(root / "data", root / "run", task="denoise", images=800, minutes=0.1, device="cpu")["model"])
+
+
+@pytest.mark.parametrize(
+    ("format", "where"), [case for case in CASES if case[1] in ("axial", "oblique", "flipped", "tilted")]
+)
+def test_what_learned_to_change_nothing_returns_the_scan_within_half_a_unit_in_its_place(
+    learned_identity, tmp_path, format, where
+):
+    clean = scan(where)
+    clean = replace(clean, array=np.clip(clean.array, -1024, 1000))
+    (tmp_path / "in").mkdir()
+    path = FORMATS[format](clean, tmp_path / "in")
+    assert not translate(learned_identity, path, tmp_path / "out", maps=False, force=True)["skipped"]
+    (source,), _ = formats.discover(path)
+    (made,), _ = formats.discover(tmp_path / "out")
+    before, after = formats.read(source), formats.read(made)
+    assert np.array_equal(after.affine, before.affine) or format == "frames"
+    np.testing.assert_allclose(after.affine, before.affine, atol=1e-5)
     assert apart(after, before) <= 0.5
 
 
