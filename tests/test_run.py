@@ -329,10 +329,20 @@ def test_without_pairs_held_out_scans_are_translated_and_shown_beside_their_sour
     page = html.unescape((out / "report.html").read_text())
     assert "Translation of MR to CT, learned without pairs" in page and "Missing from this folder" not in page
     assert "scansmith train OUT/dataset OUT/train --task unpaired --to OUT/target" in page
-    assert page.count("Source, translation, a scan of another person") == len(held_out)
+    assert page.count("Source, translation, some real scan") == len(held_out)
     scansmith.report(out, real_images=False)
     hidden = (out / "report.html").read_text()
-    assert "a scan of another person:" not in hidden and "left out of this page on request" in hidden
+    assert "some real scan:" not in hidden and "left out of this page on request" in hidden
+
+
+def test_without_pairs_stacks_of_slices_are_shown_by_their_middle(tmp_path):
+    for side, kind, seed in (("mr", "T1", 1), ("ct", "CT", 2)):
+        phantom(tmp_path / side, patients=9, slices=4, size=32, modality=kind, seed=seed)
+    sides, out = [tmp_path / side / "scans" for side in ("mr", "ct")], tmp_path / "out"
+    run(sides[0], out, to=sides[1], task="unpaired", minutes=MINUTES, plan='{"dimensions": 2.5}', device="cpu")
+    assert Dataset.open(out / "dataset").info["neighbours"]
+    shown = json.loads((out / "metrics.json").read_text())["unpaired"]["pictures"]
+    assert shown and all((out / one["file"]).is_file() for one in shown)
 
 
 def test_tasks_within_volumes_take_them_whole_however_few(tmp_path):

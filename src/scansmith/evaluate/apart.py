@@ -22,25 +22,23 @@ def as_learned(data: Dataset, model: Model) -> Dataset:
     settings, columns = model.config["translation"], dict(data.columns)
     choices, learned = settings["choices"], settings["source"]
     by_median = bool(choices.get("by_median", False))
-    plain = by_median == bool(data.info.get("choices", {}).get("by_median", False))
+    again = by_median != bool(data.info.get("choices", {}).get("by_median", False))
 
     def source(values: np.ndarray) -> IntensityMap | None:
         if learned["units"] == "HU":
             return IntensityMap(learned["low"], learned["high"], "HU")
         window, percentiles = choices.get("window"), choices.get("percentiles")
-        if learned["modality"] != "MR":
-            return None
-        return None if plain else window_of(values, "MR", choices["dimensions"], None, window, percentiles, by_median)  # fmt: skip
+        return window_of(values, "MR", choices["dimensions"], None, window, percentiles, by_median)
 
     def target(values: np.ndarray) -> IntensityMap | None:
-        if plain or settings["target"]["modality"] != "MR":
-            return None
         return window_of(values, "MR", choices["dimensions"], by_median=by_median)
 
-    sides: tuple[tuple[str, Callable[[int], np.ndarray | None], Callable[[np.ndarray], IntensityMap | None]], ...] = (
-        ("", data.image, source), ("target_", data.target, target),
-    )  # fmt: skip
-    for side, read, window_for in sides:
+    changed: list[tuple[str, Callable[[int], np.ndarray | None], Callable[[np.ndarray], IntensityMap | None]]] = []
+    if learned["units"] == "HU" or (again and learned["modality"] == "MR"):
+        changed.append(("", data.image, source))
+    if again and settings["target"]["modality"] == "MR":
+        changed.append(("target_", data.target, target))
+    for side, read, window_for in changed:
         low, high = (columns[f"{side}{end}"].copy() for end in ("low", "high"))
         for rows in cases_of(data, np.arange(len(data))):
             values = [one for one in map(read, rows.tolist()) if one is not None]

@@ -11,14 +11,14 @@ from .. import inference
 from ..dataset import Dataset
 from ..intensity import IntensityMap
 from ..model import Model
-from ..pairings import cases_of
+from ..pairings import Pairing, cases_of
 from ..pairings.base import BODY
 from ..runtime import choose_device, write_atomic
 from .panels import FOLDER, MOST, Panel, aspect_of, ends, sheet, short
 
 
 def drawn_beside(data: Dataset, other: Dataset, model: Model, out: Path, device_name: str = "auto") -> dict[str, Any]:
-    """Held-out sources in their middle, what the model makes of them, and held-out scans of the wished kind, of other people.
+    """Held-out sources in their middle, what the model makes of them, and some held-out scans of the wished kind.
 
     Args:
         data, other: the datasets that the model learned from.
@@ -32,18 +32,18 @@ def drawn_beside(data: Dataset, other: Dataset, model: Model, out: Path, device_
     settings, device = model.config["translation"], choose_device(device_name)
     model.generator.to(device)
     kinds = {side: str(settings[side]["modality"]) for side in ("source", "target")}
-    wished, found = middles(other), []
+    sources, wished, found = Pairing(data), middles(other), []
     for number, row in enumerate(middles(data)):
-        source = data.intensity(row).encode(data.image(row))
+        source = sources.source(row)
         made = inference.translate(model.generator, source, settings["patch"], device)[0]
         panels = [
-            panel(f"Source ({kinds['source']})", source, data.intensity(row)),
+            panel(f"Source ({kinds['source']})", sources.middle(source), data.intensity(row)),
             panel(f"SYNTHETIC {kinds['target']}", made, model.intensity),
         ]
         if wished:
             real = wished[number % len(wished)]
             window = other.intensity(real)
-            panels.append(panel(f"{kinds['target']} of another person", window.encode(other.image(real)), window))
+            panels.append(panel(f"Some real {kinds['target']}", window.encode(other.image(real)), window))
         patient = str(data.columns["patient"][row])
         words, name = f"patient {patient}, middle of the scan", f"{FOLDER}/beside-{number + 1}.png"
         write_atomic(out / name, sheet(panels, f"{words}. SYNTHETIC, not for diagnosis.", aspect_of(data.columns["spacing"][row])))  # fmt: skip

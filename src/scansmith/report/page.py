@@ -167,7 +167,7 @@ def pictures(folder: RunFolder, count: int, real_images: bool, seed: int) -> dic
 
 
 def beside(folder: RunFolder, real_images: bool) -> dict[str, Any] | None:
-    """Of a run without pairs held-out scans, their translations, and scans of other people; None for others."""
+    """Of a run without pairs held-out scans, their translations, and some real scans; None for others."""
     if not folder.without_pairs:
         return None
     found = list(figures.pictures(folder.root, folder.without_pairs.get("pictures") or [], (WIDEST, TALLEST)))
